@@ -1,0 +1,26 @@
+"""Soft decoding: feed a language model the mixture of tokens it believes in.
+
+The public names below are looked up when they are first used, so that importing the package stays
+quick and a missing optional dependency is an error only where it is needed.
+"""
+__version__ = "0.0.1"
+
+from importlib import import_module as _import_module
+
+_modules = dict(
+    dist="TokenDist mk_proba_dist Sampling",
+    soft_embed="mix_embeds SoftToken plain_mixer off_manifold norm_mixer",
+    rollout="forward choose soft_rollout soft_decode soft_generate State StepInfo Think Phase SoftTrace SoftOutput"
+            " Guidance",
+)
+_homes = {name: module for module, names in _modules.items() for name in names.split()}
+__all__ = ["__version__", *_homes]
+
+
+def __getattr__(name):
+    if name not in _homes: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(_import_module(f".{_homes[name]}", __name__), name)
+    return value
+
+
+def __dir__(): return sorted({*globals(), *__all__})
