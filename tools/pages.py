@@ -156,7 +156,7 @@ def build(fn, names, out):
     header = proc/'nav.html'
     header.write_text(f'<nav>{nav}</nav>', encoding='utf-8')
     options = dict(to='html5', output=page, css=proc/'styles.css', bibliography=proc/'references.bib',
-                   highlight_style='monochrome', toc_depth=2, include_before_body=header)
+                   syntax_highlighting='monochrome', toc_depth=2, include_before_body=header)
     found = subprocess.run(
         [pypandoc.get_pandoc_path(), '--from=markdown+lists_without_preceding_blankline', '--standalone',
          '--embed-resources', '--mathml', '--toc', '--citeproc', '--metadata=link-citations',
