@@ -11,6 +11,7 @@ from functools import partial
 from typing import Callable
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -28,7 +29,7 @@ def is_plain_embedding(
               or embedding._backward_pre_hooks or "forward" in vars(embedding))
     return not hooked and type(embedding.weight) in (nn.Parameter, Tensor)
 
-# %% ../nbs/01_soft_embed.ipynb #33ce390e
+# %% ../nbs/01_soft_embed.ipynb #e17afaaf
 def _table_size(embedding):
     "Rows of the embedding table, or None where the module does not tell."
     size = getattr(embedding, "num_embeddings", None)
@@ -38,18 +39,18 @@ def _table_size(embedding):
 def _rows(embedding, ids):
     "`embedding(ids)` for ids of any shape, through a 2-D call, as models make."
     try: rows = embedding(ids.reshape(-1, ids.shape[-1]))
-    except IndexError as e:  # a GPU reports it later, as an assertion of the device
-        size = _table_size(embedding)
-        raise ValueError(f"`ids` must be in [0, {size}), the rows of the embedding, got {ids.min()} to {ids.max()}.") from e
+    except IndexError as e:  # on a GPU it is an assertion of the device, later
+        raise ValueError(f"`ids` must be in [0, {_table_size(embedding)}), the rows of the embedding table, "
+                         f"got {ids.min()} to {ids.max()}.") from e
     return rows.reshape(*ids.shape, rows.shape[-1])
 
 def _rows_between(dist, embedding, start, stop):
-    "Embeddings of the entries `start` to `stop` of the support: `(..., k, d)`, for the whole vocabulary `(k, d)`."
+    "Embeddings of the entries `start` to `stop` of the support: `(..., k, d)`, of the whole vocabulary `(k, d)`."
     if dist.ids is not None: return _rows(embedding, dist.ids[..., start:stop])
     if is_plain_embedding(embedding): return embedding.weight[start:stop]
     return _rows(embedding, torch.arange(start, stop, device=dist.probs.device))
 
-# %% ../nbs/01_soft_embed.ipynb #796c2e42
+# %% ../nbs/01_soft_embed.ipynb #dffc3ac4
 def _spans(dist, embedding, chunk):
     "Spans of the support of which about `chunk` rows are held at a time."
     k, lead = dist.probs.shape[-1], 1
@@ -57,22 +58,23 @@ def _spans(dist, embedding, chunk):
         size = _table_size(embedding)
         if size is not None and k > size:
             raise ValueError(f"`probs` must not be wider than the embedding table: {k} probabilities, {size} rows; "
-                             "cut the logits to the table and renormalise.")
+                             "cut the logits to the table before the softmax.")
     else: lead = max(1, dist.ids[..., 0].numel())
     step = max(1, chunk // lead)
     return [(start, min(start + step, k)) for start in range(0, k, step)]
 
+# %% ../nbs/01_soft_embed.ipynb #25912971
 def _weigh(probs, rows):
     "Sum of `rows` `(..., k, d)` or `(k, d)` weighted by `probs` `(..., k)`, in float32 or wider, autocast or not."
     acc = torch.promote_types(rows.dtype, torch.float32)
     if rows.dim() > probs.dim(): return (probs.to(acc).unsqueeze(-1) * rows).sum(-2)
     with torch.autocast(probs.device.type, enabled=False): return probs.to(acc) @ rows.to(acc)
 
-# %% ../nbs/01_soft_embed.ipynb #d260fac2
+# %% ../nbs/01_soft_embed.ipynb #8ff2c4f4
 def mix_embeds(
     dist: TokenDist,  # What to mix: `ids` and `probs`, each `(..., k)`; `ids=None` is the whole vocabulary
     embedding: nn.Module,  # `model.get_input_embeddings()`; its *outputs* are mixed, so scaling and adapters count
-    chunk: int = 8192,  # Embedding rows held at a time, forward and backward
+    chunk: int = 8192,  # Embedding rows held at a time, at least 1; in the backward pass too
 ) -> Tensor:  # Mixed input embeddings in the embedding's dtype, `(..., d)`
     "The expected input embedding under `dist`."
     spans = _spans(dist, embedding, chunk)
@@ -87,15 +89,7 @@ def mix_embeds(
     for span in spans[1:]: total = total + part(dist.probs, *span)[0]
     return total.to(dtype)
 
-# %% ../nbs/01_soft_embed.ipynb #e17afaaf
-def _map_tensors(f, x):
-    "`f` on every tensor in `x`: a tensor, None, a tuple, list or dict of them, or an object with a `map`."
-    if isinstance(x, Tensor): return f(x)
-    if hasattr(x, "map"): return x.map(f)
-    if isinstance(x, dict): return {key: _map_tensors(f, value) for key, value in x.items()}
-    if isinstance(x, (tuple, list)): return type(x)(_map_tensors(f, value) for value in x)
-    return x
-
+# %% ../nbs/01_soft_embed.ipynb #a05f456a
 @dataclass
 class SoftToken:
     "What one decoding step feeds back, with its discrete read-out."
@@ -104,23 +98,38 @@ class SoftToken:
     draw: object = None  # What a stochastic mixer needs to score its draw again, in log space
     embeds: Tensor | None = None  # The fed vectors `(..., d)` where they are not the plain mixture of `dist`
 
-    def map(
-        self,
-        f: Callable,  # Applied to every tensor
-    ) -> "SoftToken":
-        "The same function on every tensor, for instance `soft.map(lambda x: x[rows])`."
-        return SoftToken(*(_map_tensors(f, x) for x in (self.dist, self.token, self.draw, self.embeds)))
+# %% ../nbs/01_soft_embed.ipynb #8521382f
+def _map_tensors(f, x):
+    "`f` on every tensor in `x`: a tensor, None, a tuple, list or dict of them, or an object with a `map`."
+    if isinstance(x, Tensor): return f(x)
+    if hasattr(x, "map"): return x.map(f)
+    if isinstance(x, dict): return {key: _map_tensors(f, value) for key, value in x.items()}
+    if isinstance(x, (tuple, list)): return type(x)([_map_tensors(f, value) for value in x])
+    return x
 
-    def detach(self) -> "SoftToken":
-        "Without its history of gradients."
-        return self.map(Tensor.detach)
+# %% ../nbs/01_soft_embed.ipynb #913da610
+@patch
+def map(
+    self: SoftToken,
+    f: Callable,  # Applied to every tensor
+) -> SoftToken:
+    "The same function on every tensor, for instance `soft.map(lambda x: x[rows])`."
+    return SoftToken(*(_map_tensors(f, x) for x in (self.dist, self.token, self.draw, self.embeds)))
 
-    def to_embeds(
-        self,
-        embedding: nn.Module,  # `model.get_input_embeddings()`
-    ) -> Tensor:  # `(..., d)`
-        "The vectors to feed: `embeds` where it is set, else the mixture of `dist`."
-        return mix_embeds(self.dist, embedding) if self.embeds is None else self.embeds
+# %% ../nbs/01_soft_embed.ipynb #435ae8a3
+@patch
+def detach(self: SoftToken) -> SoftToken:
+    "The same values without their history of gradients."
+    return self.map(lambda x: x.detach())
+
+# %% ../nbs/01_soft_embed.ipynb #8b036839
+@patch
+def to_embeds(
+    self: SoftToken,
+    embedding: nn.Module,  # `model.get_input_embeddings()`
+) -> Tensor:  # `(..., d)`
+    "The vectors to feed: `embeds` where it is set, else the mixture of `dist`."
+    return mix_embeds(self.dist, embedding) if self.embeds is None else self.embeds
 
 # %% ../nbs/01_soft_embed.ipynb #5461d8d2
 def plain_mixer(
@@ -131,13 +140,13 @@ def plain_mixer(
     sampled = ctx is not None and ctx.do_sample
     return SoftToken(dist, dist.sample(ctx.generator) if sampled else dist.argmax())
 
-# %% ../nbs/01_soft_embed.ipynb #95b79171
+# %% ../nbs/01_soft_embed.ipynb #1bc00ee9
 def off_manifold(
     dist: TokenDist,  # `(..., k)`
     embedding: nn.Module,  # `model.get_input_embeddings()`
     embeds: Tensor | None = None,  # The fed vectors `(..., d)`; None: the plain mixture
-    chunk: int = 8192,  # Embedding rows held at a time
-) -> dict[str, Tensor]:  # `norm_ratio`, `cosine` (the nearest token in the support), `top_mass`, each `(...)`
+    chunk: int = 8192,  # Embedding rows held at a time, at least 1
+) -> dict[str, Tensor]:  # `norm_ratio`, `cosine` (to the nearest token in the support), `top_mass`, each `(...)`
     "How far a soft token is from the tokens it is made of; all three are 1 for a token."
     mixed = mix_embeds(dist, embedding, chunk) if embeds is None else embeds
     mixed = mixed.to(torch.promote_types(mixed.dtype, torch.float32))
@@ -145,17 +154,16 @@ def off_manifold(
     expected, cosine = torch.zeros_like(norm), torch.full_like(norm, -1.)
     for start, stop in _spans(dist, embedding, chunk):
         probs, rows = dist.probs[..., start:stop], _rows_between(dist, embedding, start, stop).to(mixed.dtype)
-        norms = rows.norm(dim=-1)  # (..., k) or (k,)
-        dots = _weigh(mixed, rows.mT)  # (..., k)
-        near = dots / (norms * norm.unsqueeze(-1)).clamp_min(tiny)
+        norms = rows.norm(dim=-1)  # (..., k), of the whole vocabulary (k,)
+        near = _weigh(mixed, rows.mT) / (norms * norm.unsqueeze(-1)).clamp_min(tiny)  # (..., k)
         cosine = cosine.maximum(near.masked_fill(probs == 0, -1.).amax(-1))
         expected = expected + (probs * norms).sum(-1)
     return dict(norm_ratio=norm / expected.clamp_min(tiny), cosine=cosine, top_mass=dist.probs.amax(-1))
 
-# %% ../nbs/01_soft_embed.ipynb #72bce6d3
+# %% ../nbs/01_soft_embed.ipynb #da70b7c3
 def norm_mixer(
     dist: TokenDist,  # After the filters, `(..., k)`
-    ctx,  # The step's context: its `embedding` is mixed
+    ctx,  # The step's context: its `embedding` is mixed; `do_sample` and `generator` decide the read-out
 ) -> SoftToken:
     "The plain mixture, scaled to the expected norm of the tokens in it; a token stays as it is."
     mixed = mix_embeds(dist, ctx.embedding)
