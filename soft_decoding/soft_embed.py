@@ -71,15 +71,11 @@ def _weigh(probs, rows):
     with torch.autocast(probs.device.type, enabled=False): return probs.to(acc) @ rows.to(acc)
 
 # %% ../nbs/01_soft_embed.ipynb #8ff2c4f4
-def mix_embeds(
-    dist: TokenDist,  # What to mix: `ids` and `probs`, each `(..., k)`; `ids=None` is the whole vocabulary
-    embedding: nn.Module,  # `model.get_input_embeddings()`; its *outputs* are mixed, so scaling and adapters count
-    chunk: int = 8192,  # Embedding rows held at a time, at least 1; in the backward pass too
-) -> Tensor:  # Mixed input embeddings in the embedding's dtype, `(..., d)`
-    "The expected input embedding under `dist`."
+def _mix(dist, embedding, chunk):
+    "The mixture before its cast, `(..., d)` in float32 or wider, and the dtype of the embedding."
     spans = _spans(dist, embedding, chunk)
     if dist.ids is None and is_plain_embedding(embedding) and embedding.weight.dtype == dist.probs.dtype:
-        return _weigh(dist.probs, embedding.weight[:dist.probs.shape[-1]])
+        return _weigh(dist.probs, embedding.weight[:dist.probs.shape[-1]]), embedding.weight.dtype
     def part(probs, start, stop):
         rows = _rows_between(dist, embedding, start, stop)
         return _weigh(probs[..., start:stop], rows), rows.dtype
@@ -87,6 +83,16 @@ def mix_embeds(
         part = partial(checkpoint, part, use_reentrant=False)  # the backward pass looks the rows up again
     total, dtype = part(dist.probs, *spans[0])
     for span in spans[1:]: total = total + part(dist.probs, *span)[0]
+    return total, dtype
+
+# %% ../nbs/01_soft_embed.ipynb #c9548420
+def mix_embeds(
+    dist: TokenDist,  # What to mix: `ids` and `probs`, each `(..., k)`; `ids=None` is the whole vocabulary
+    embedding: nn.Module,  # `model.get_input_embeddings()`; its *outputs* are mixed, so scaling and adapters count
+    chunk: int = 8192,  # Embedding rows held at a time, at least 1; in the backward pass too
+) -> Tensor:  # Mixed input embeddings in the embedding's dtype, `(..., d)`
+    "The expected input embedding under `dist`."
+    total, dtype = _mix(dist, embedding, chunk)
     return total.to(dtype)
 
 # %% ../nbs/01_soft_embed.ipynb #a05f456a
@@ -107,7 +113,6 @@ def _map_tensors(f, x):
     if isinstance(x, (tuple, list)): return type(x)([_map_tensors(f, value) for value in x])
     return x
 
-# %% ../nbs/01_soft_embed.ipynb #913da610
 @patch
 def map(
     self: SoftToken,
@@ -148,7 +153,7 @@ def off_manifold(
     chunk: int = 8192,  # Embedding rows held at a time, at least 1
 ) -> dict[str, Tensor]:  # `norm_ratio`, `cosine` (to the nearest token in the support), `top_mass`, each `(...)`
     "How far a soft token is from the tokens it is made of; all three are 1 for a token."
-    mixed = mix_embeds(dist, embedding, chunk) if embeds is None else embeds
+    mixed = _mix(dist, embedding, chunk)[0] if embeds is None else embeds
     mixed = mixed.to(torch.promote_types(mixed.dtype, torch.float32))
     norm, tiny = mixed.norm(dim=-1), torch.finfo(mixed.dtype).tiny
     expected, cosine = torch.zeros_like(norm), torch.full_like(norm, -1.)
@@ -166,8 +171,8 @@ def norm_mixer(
     ctx,  # The step's context: its `embedding` is mixed; `do_sample` and `generator` decide the read-out
 ) -> SoftToken:
     "The plain mixture, scaled to the expected norm of the tokens in it; a token stays as it is."
-    mixed = mix_embeds(dist, ctx.embedding)
+    mixed, dtype = _mix(dist, ctx.embedding, chunk=8192)
     off = off_manifold(dist, ctx.embedding, mixed)
     free = (off["norm_ratio"] > 0) & (off["top_mass"] < 1)  # neither the zero vector nor a token
     scale = torch.where(free, 1 / torch.where(free, off["norm_ratio"], 1.), 1.).unsqueeze(-1)
-    return replace(plain_mixer(dist, ctx), embeds=(mixed * scale).to(mixed.dtype))
+    return replace(plain_mixer(dist, ctx), embeds=(mixed * scale).to(dtype))
