@@ -45,7 +45,7 @@ def _rows(embedding, ids):
     return rows.reshape(*ids.shape, rows.shape[-1])
 
 def _rows_between(dist, embedding, start, stop):
-    "Embeddings of the entries `start` to `stop` of the support: `(..., k, d)`, of the whole vocabulary `(k, d)`."
+    "Embeddings of the entries `start` to `stop`: `(..., k, d)`, or `(k, d)` of the whole vocabulary."
     if dist.ids is not None: return _rows(embedding, dist.ids[..., start:stop])
     if is_plain_embedding(embedding): return embedding.weight[start:stop]
     return _rows(embedding, torch.arange(start, stop, device=dist.probs.device))
@@ -57,15 +57,15 @@ def _spans(dist, embedding, chunk):
     if dist.ids is None:
         size = _table_size(embedding)
         if size is not None and k > size:
-            raise ValueError(f"`probs` must not be wider than the embedding table: {k} probabilities, {size} rows; "
-                             "cut the logits to the table before the softmax.")
+            raise ValueError(f"`probs` must not be wider than the embedding table, got {k} probabilities and {size} "
+                             "rows; cut the logits to the table before the softmax.")
     else: lead = max(1, dist.ids[..., 0].numel())
     step = max(1, chunk // lead)
     return [(start, min(start + step, k)) for start in range(0, k, step)]
 
 # %% ../nbs/01_soft_embed.ipynb #25912971
 def _weigh(probs, rows):
-    "Sum of `rows` `(..., k, d)` or `(k, d)` weighted by `probs` `(..., k)`, in float32 or wider, autocast or not."
+    "Sum of `rows`, `(..., k, d)` or `(k, d)`, weighted by `probs`, in float32 or wider, autocast or not."
     acc = torch.promote_types(rows.dtype, torch.float32)
     if rows.dim() > probs.dim(): return (probs.to(acc).unsqueeze(-1) * rows).sum(-2)
     with torch.autocast(probs.device.type, enabled=False): return probs.to(acc) @ rows.to(acc)
@@ -88,7 +88,7 @@ def _mix(dist, embedding, chunk):
 # %% ../nbs/01_soft_embed.ipynb #c9548420
 def mix_embeds(
     dist: TokenDist,  # What to mix: `ids` and `probs`, each `(..., k)`; `ids=None` is the whole vocabulary
-    embedding: nn.Module,  # `model.get_input_embeddings()`; its *outputs* are mixed, so scaling and adapters count
+    embedding: nn.Module,  # `model.get_input_embeddings()`; its *outputs* are mixed: scaling, adapters count
     chunk: int = 8192,  # Embedding rows held at a time, at least 1; in the backward pass too
 ) -> Tensor:  # Mixed input embeddings in the embedding's dtype, `(..., d)`
     "The expected input embedding under `dist`."
@@ -151,7 +151,7 @@ def off_manifold(
     embedding: nn.Module,  # `model.get_input_embeddings()`
     embeds: Tensor | None = None,  # The fed vectors `(..., d)`; None: the plain mixture
     chunk: int = 8192,  # Embedding rows held at a time, at least 1
-) -> dict[str, Tensor]:  # `norm_ratio`, `cosine` (to the nearest token in the support), `top_mass`, each `(...)`
+) -> dict[str, Tensor]:  # `norm_ratio`, `cosine` (to the support's nearest token), `top_mass`, each `(...)`
     "How far a soft token is from the tokens it is made of; all three are 1 for a token."
     mixed = _mix(dist, embedding, chunk)[0] if embeds is None else embeds
     mixed = mixed.to(torch.promote_types(mixed.dtype, torch.float32))
