@@ -51,8 +51,13 @@ def _promote(logits): return logits.to(torch.promote_types(logits.dtype, torch.f
 
 def _softmax(logits):
     "Softmax over the last dimension; its rows sum to 1 within 1e-6 also in float32 at large v."
-    e = (logits - logits.detach().amax(-1, keepdim=True)).exp()
-    return e / e.sum(-1, keepdim=True)
+    return _normalise(logits - logits.detach().amax(-1, keepdim=True))
+
+def _normalise(y):
+    "Softmax of rows whose maximum is 0; `y` is overwritten, which saves tables over the vocabulary."
+    e = y.exp_()
+    total = e.sum(-1, keepdim=True)
+    return e / total if e.requires_grad else e.div_(total)
 
 # %% ../nbs/00_dist.ipynb #8a41507f
 @patch
@@ -111,7 +116,7 @@ def to_dense(
 def _top(x, k, chunk=128):
     "`x.topk(k)` by way of the maxima of chunks: only the k best chunks can hold the k best entries."
     n = x.shape[-1] // chunk
-    if n < 8 * k: return tuple(x.topk(k, -1))
+    if n < 4 * k: return tuple(x.topk(k, -1))
     best = x[..., :n * chunk].unflatten(-1, (n, chunk)).amax(-1).topk(k, -1, sorted=False).indices
     ids = (best.unsqueeze(-1) * chunk + torch.arange(chunk, device=x.device)).flatten(-2)  # (..., k * chunk)
     rest = torch.arange(n * chunk, x.shape[-1], device=x.device)
@@ -158,8 +163,8 @@ def _is_zero(temperature): return temperature is not None and not isinstance(tem
 def _tempered(logits, temperature):
     "`logits / temperature` up to a constant per row: the largest is 0, so that nothing overflows."
     logits = logits - logits.detach().amax(-1, keepdim=True)
-    if isinstance(temperature, Tensor): logits = logits.clamp_min(-1e30)  # -inf has no derivative in the temperature
-    return logits if temperature is None else logits / temperature
+    if isinstance(temperature, Tensor): return logits.clamp_min(-1e30) / temperature  # -inf has no derivative in it
+    return logits if temperature is None else logits.div_(temperature)
 
 # %% ../nbs/00_dist.ipynb #eac55fe9
 def top_k_logits(
@@ -169,14 +174,19 @@ def top_k_logits(
     "Exactly `k` largest logits; of equals at the k-th place, and in the order, the lowest ids."
     check_sampling(top_k=k)
     x, k = logits.detach(), min(int(k), logits.shape[-1])
-    values, ids = _top(x, min(k + 1, x.shape[-1]))  # one more than asked for shows a tie
-    kth = values[..., k - 1:k]
-    if torch.compiler.is_compiling() or x.device.type != "cpu": ids = _lowest_ids(x, kth, k)  # no look at the values
-    elif (tie := (values[..., k:] == kth) & (kth > -torch.inf)).any():
-        _, ids = _top(x, int(((x >= kth) & tie).sum(-1).amax().clamp_min(k)))  # all that could be meant
-    ids = ids.sort(-1).values
+    blind = torch.compiler.is_compiling() or x.device.type != "cpu"  # looking at the values would break or wait
+    ids = (_lowest_ids(x, _top(x, k)[0][..., -1:], k) if blind else _candidates(x, k)).sort(-1).values
     values, order = logits.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
     return ids.gather(-1, order)[..., :k], values[..., :k]
+
+def _candidates(logits, k):
+    "Ids of the k largest logits and of all that equal the k-th."
+    width = min(k + 1, logits.shape[-1])  # one more than asked for shows a tie
+    while True:
+        values, ids = _top(logits, width)
+        tie = (values[..., -1:] == values[..., k - 1:k]) & (values[..., -1:] > -torch.inf)
+        if width == logits.shape[-1] or not bool(tie.any()): return ids
+        width = min(4 * width, logits.shape[-1])
 
 def _lowest_ids(logits, kth, k):
     "The ids above the k-th largest logit `kth`, filled up with the lowest ids that equal it; NaN counts as +inf."
@@ -213,15 +223,16 @@ def _filter_logits(logits, temperature, top_k, top_p, min_p, temperature_last=Fa
     "`mk_proba_dist` without the checks: no Python branch on tensor values; invalid rows come out as NaN."
     if _is_zero(temperature) or top_k == 1:
         peak, token = logits.max(-1, keepdim=True)
-        return TokenDist(token, 1 + 0 * peak)
+        return TokenDist(token, 1 + 0 * _promote(peak))
     ids = None
     if top_k is not None and top_k < logits.shape[-1]: ids, logits = top_k_logits(logits, top_k)
-    tempered = logits if temperature is None else _tempered(logits, temperature)
-    kept = logits if temperature_last else tempered
+    logits = _promote(logits)
+    tempered = _tempered(logits, temperature)
+    kept = _tempered(logits, None) if temperature_last else tempered
     if top_p is not None and top_p < 1: kept = keep_top_p(kept, top_p)
     if min_p is not None: kept = keep_min_p(kept, min_p)
     if temperature_last: kept = tempered.masked_fill(kept == -torch.inf, -torch.inf)
-    return TokenDist(ids, _softmax(kept))
+    return TokenDist(ids, _normalise(kept))
 
 def invalid_rows(
     logits: Tensor,  # `(..., v)`
@@ -278,9 +289,11 @@ def compact(
 ) -> TokenDist:
     "The smallest support that holds `mass` in every row, renormalised; as wide as the widest row needs."
     check_sampling(mass=mass)
-    k, v = min(64, self.probs.shape[-1]), self.probs.shape[-1]
-    while k < v and bool((self.top(k).probs.sum(-1) < mass).any()): k = min(4 * k, v)
-    ids, probs = self.top(k)
+    k, v = 64, self.probs.shape[-1]
+    while True:
+        ids, probs = self.top(k)
+        if k >= v or not bool((probs.sum(-1) < mass).any()): break
+        k *= 4
     before = torch.nn.functional.pad(probs.detach().cumsum(-1), (1, -1))  # mass of the likelier entries
     probs = probs.masked_fill(before >= mass, 0)
     width = int((probs != 0).sum(-1).amax().clamp_min(1))
@@ -399,8 +412,7 @@ def logits_entropy(
     temperature: float | Tensor | None = None,  # Divides the logits; 0 gives entropy 0; a tensor is `(..., 1)`
 ) -> Tensor:  # Nats, `(...)`; NaN for an invalid row
     "Entropy of `softmax(logits / temperature)`."
-    logits = _promote(logits)
-    if _is_zero(temperature): return (0 * logits.amax(-1)).abs()
+    if _is_zero(temperature): return _promote(0 * logits.amax(-1)).abs()
     rows = logits.flatten(0, -2) if logits.dim() > 1 else logits[None]  # (n, v)
     size = max(1, 2 ** 18 // rows.shape[-1]) if rows.device.type == "cpu" else len(rows)  # about 1 MB at a time
     parts = rows.split(size)
@@ -409,7 +421,8 @@ def logits_entropy(
     return torch.cat([_entropy(x, t) for x, t in zip(parts, temps)]).view(logits.shape[:-1])
 
 def _entropy(logits, temperature):
-    y = _tempered(logits, temperature).clamp_min(torch.finfo(logits.dtype).min)  # -inf carries no mass: any number does
+    y = _tempered(_promote(logits), temperature)
+    y.clamp_min_(torch.finfo(y.dtype).min)  # -inf carries no mass: any number does
     e = y.exp()
     total = e.sum(-1)
     return total.log() - torch.linalg.vecdot(e, y) / total
@@ -433,6 +446,5 @@ class Sampling:
         ctx=None,  # The step's context; a fixed sampling does not read it
     ) -> tuple[TokenDist, Tensor]:  # The distribution, and the entropy `(...)` in nats before the filters
         "Filter `logits`; invalid rows come out as NaN, for the driver to name."
-        logits = _promote(logits)
         dist = _filter_logits(logits, self.temperature, self.top_k, self.top_p, self.min_p, self.temperature_last)
         return dist if self.mass is None else dist.compact(self.mass), logits_entropy(logits, self.temperature)
