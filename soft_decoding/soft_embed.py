@@ -160,7 +160,8 @@ def off_manifold(
     for start, stop in _spans(dist, embedding, chunk):
         probs, rows = dist.probs[..., start:stop], _rows_between(dist, embedding, start, stop).to(mixed.dtype)
         norms = rows.norm(dim=-1)  # (..., k), of the whole vocabulary (k,)
-        near = _weigh(mixed, rows.mT) / (norms * norm.unsqueeze(-1)).clamp_min(tiny)  # (..., k)
+        dots = _weigh(mixed, rows.mT) if dist.ids is None else (rows * mixed.unsqueeze(-2)).sum(-1)  # (..., k)
+        near = dots / (norms * norm.unsqueeze(-1)).clamp_min(tiny)
         cosine = cosine.maximum(near.masked_fill(probs == 0, -1.).amax(-1))
         expected = expected + (probs * norms).sum(-1)
     return dict(norm_ratio=norm / expected.clamp_min(tiny), cosine=cosine, top_mass=dist.probs.amax(-1))
