@@ -147,7 +147,7 @@ def _device(device):
     if device is None: return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try: return torch.zeros((), device=device).device
     except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"`--device` {device} cannot be used here ({str(e).splitlines()[0]}); try cpu, cuda or cuda:0.") from e
+        raise ValueError(f"`--device` {device} cannot be used here; try cpu, or cuda where there is a GPU.") from e
 
 def _dtype(dtype):
     "The torch dtype by that name; None: as the checkpoint says."
@@ -165,34 +165,53 @@ def load_model(
     "A causal language model and its tokenizer: safetensors only, and offline where the model is a folder."
     where, dtype, device = find_model(model), _dtype(dtype), _device(device)
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    local = Path(where).is_dir()
-    options = dict(trust_remote_code=trust_remote_code, **(dict(local_files_only=True) if local else {}))
     try:
-        _check_adapter(where, local)
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
-        model = AutoModelForCausalLM.from_pretrained(where, use_safetensors=True, dtype=dtype, **options)
+        base, words = _adapter_base(where)
+        local = Path(base).is_dir() or not _hub_answers()
+        options = dict(trust_remote_code=trust_remote_code, local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(words, **options)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            where, use_safetensors=True, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except ImportError: raise
-    except Exception as e: raise ValueError(_load_error(where, local, e)) from e
+    except Exception as e: raise ValueError(_load_error(where, e)) from e
+    if wrong := sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"]})):
+        raise ValueError(f"`--model` {where} does not hold the weights that its config.json asks for: {len(wrong)} are missing "
+                         f"or of another shape, such as {wrong[0]}.")
     return model.to(device).eval(), tokenizer
 
 # %% ../nbs/11_cli.ipynb #fe92df83
-def _check_adapter(where, local):
-    "An adapter is read from safetensors too."
-    from transformers.utils import cached_file, find_adapter_config_file
-    options = dict(local_files_only=True) if local else {}
-    if find_adapter_config_file(where, **options) is None: return
-    if cached_file(where, "adapter_model.safetensors", _raise_exceptions_for_missing_entries=False, **options) is None:
-        raise ValueError("the adapter has no adapter_model.safetensors, and nothing else is read")
+def _hub_answers(seconds=3):
+    "Whether the Hub can be reached; without it, what is in the cache has to do (and nobody waits for retries)."
+    import socket
+    from urllib.parse import urlsplit
+    from huggingface_hub import constants
+    if constants.HF_HUB_OFFLINE: return False
+    if any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")): return True
+    url = urlsplit(constants.ENDPOINT)
+    try: socket.create_connection((url.hostname, url.port or (443 if url.scheme == "https" else 80)), seconds).close()
+    except OSError: return False
+    return True
 
-def _load_error(where, local, error):
+def _adapter_base(where):
+    "Where the base of an adapter is, and its tokenizer; for a model, itself twice. Adapters are safetensors too."
+    from transformers.utils import cached_file, find_adapter_config_file
+    local = Path(where).is_dir() or not _hub_answers()
+    get = lambda name: cached_file(where, name, _raise_exceptions_for_missing_entries=False, local_files_only=local)
+    if (config := find_adapter_config_file(where, local_files_only=local)) is None: return where, where
+    if get("adapter_model.safetensors") is None:
+        raise ValueError("the adapter has no adapter_model.safetensors, and nothing else is read")
+    base = json.loads(Path(config).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return base, base if get("tokenizer_config.json") is None else where
+
+def _load_error(where, error):
     "One line for a model that does not load: what, and what to do."
-    text = str(error)
+    text = str(error).strip() or type(error).__name__
     if "trust_remote_code" in text or "custom code" in text:
         return f"`--model` {where} comes with code of its own, which does not run unless you add --trust_remote_code."
-    if not local and isinstance(error, OSError):
+    if not Path(where).is_dir() and isinstance(error, OSError):
         return (f"`--model` {where} is neither a folder nor a model that could be fetched from the Hub "
-                f"({text.strip().splitlines()[0]}). Check the name and the connection, or give a folder.")
-    return f"`--model` {where} does not load as a causal language model with its tokenizer: {text.strip().splitlines()[0]}"
+                f"({text.splitlines()[0]}). Check the name and the connection, or give a folder.")
+    return f"`--model` {where} does not load as a causal language model with its tokenizer: {text.splitlines()[0]}"
 
 # %% ../nbs/11_cli.ipynb #85fe7d57
 DEFAULTS = dict(
@@ -205,7 +224,8 @@ def _sampling(o, prefix=""):
     from soft_decoding.dist import Sampling
     given = {k: getattr(o, prefix + k) for k in ("temperature", "top_k", "top_p", "min_p")}
     try: return Sampling(**dict(given, top_k=given["top_k"] or None))
-    except (ValueError, TypeError) as e: raise type(e)(str(e).replace("`", f"`--{prefix}", 1)) from e
+    except (ValueError, TypeError) as e:
+        raise type(e)(str(e).replace("`", f"`--{prefix}", 1).replace(" (None switches it off)", "")) from e
 
 def _check_options(o):
     "Fill in the defaults, and refuse what cannot work before anything is loaded."
@@ -226,6 +246,7 @@ def _check_options(o):
 # %% ../nbs/11_cli.ipynb #417e5f83
 def _check_files(o):
     "Paths that cannot work are refused before any work is done."
+    find_model(o.model)
     if o.input is None:
         if o.prompt is not None: _check_text(o.prompt)
     elif o.prompt is not None or o.plot is not None:
@@ -293,6 +314,8 @@ def _cell(text, width):
     while _wide(text) > width: text = text[:-2] + "…" if not text.endswith("…") else text[:-2] + "…"
     return text + " " * (width - _wide(text))
 
+_PHASES = ("wait", "think", "end", "answer", "done")  # Names of `Phase`
+
 def belief_table(
     trace,  # A `SoftTrace`
     row: int = 0,  # Row of the batch
@@ -325,9 +348,7 @@ def _wrapped(line, entries, width, at_most=2):
         lines[-1] += entry
     return lines
 
-_PHASES = ("wait", "think", "end", "answer", "done")  # Names of `Phase`
-
-# %% ../nbs/11_cli.ipynb #b30be258
+# %% ../nbs/11_cli.ipynb #5fd2b197
 def _encode(model, tokenizer, text, o):
     "Ids of a prompt; raise for one that the model cannot take."
     from soft_decoding.rollout import context_length
@@ -337,6 +358,7 @@ def _encode(model, tokenizer, text, o):
         raise ValueError("`--chat` needs a tokenizer with a chat template, and this one has none; leave it out.")
     else: ids = tokenizer.apply_chat_template([dict(role="user", content=text)], add_generation_prompt=True,
                                               return_dict=True)["input_ids"]
+    if not ids: raise ValueError("the tokenizer makes no tokens of the prompt; are its files beside the model?")
     limit = context_length(model)
     if limit is not None and len(ids) >= limit:
         raise ValueError(f"the prompt of {len(ids)} tokens leaves no room in the model's context of {limit}; shorten it.")
@@ -344,6 +366,7 @@ def _encode(model, tokenizer, text, o):
         raise ValueError(f"the shipped model knows whole numbers only, such as '3 1 4 2', got {text!r}; see --model.")
     return ids
 
+# %% ../nbs/11_cli.ipynb #07d4c44a
 def _row_seed(seed, line):
     "A seed for one prompt that does not depend on its neighbours."
     return int.from_bytes(hashlib.sha256(f"{seed} {line}".encode()).digest()[:7], "big")
@@ -357,11 +380,15 @@ def _decode(model, tokenizer, prompts, lines, o, **kwargs):
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     cold = {} if o.patience is None else dict(patience=o.patience)
-    return soft_generate(
+    generator = [torch.Generator(device).manual_seed(_row_seed(o.seed, n)) for n in lines]
+    try: return soft_generate(
         model, ids, mask, sampling=o.sampling, answer_sampling=o.answer_sampling, snap=o.snap, do_sample=o.sample,
         think=Think(o.think_start, o.think_end, o.think, o.entropy_threshold, **cold), tokenizer=tokenizer,
-        max_new_tokens=o.max_new_tokens, pad_token_id=pad,
-        generator=[torch.Generator(device).manual_seed(_row_seed(o.seed, n)) for n in lines], **kwargs)
+        max_new_tokens=o.max_new_tokens, pad_token_id=pad, generator=generator, **kwargs)
+    except ValueError as e:
+        if "remove_invalid_values" not in str(e): raise
+        raise ValueError(f"{str(e).split(';')[0]}: the weights of the model are broken, or overflow in "
+                         f"{str(model.dtype)[6:]} (see --dtype).") from e
 
 # %% ../nbs/11_cli.ipynb #e06ff6d8
 def _save_plot(trace, path):
@@ -390,7 +417,7 @@ def _run_prompt(model, tokenizer, o):
     return out
 
 _HINTS = """
-⟨ ⟩ are soft steps: the model was fed the mixture on the right, not the read-out.
+Between ⟨ and ⟩ the model was fed the mixtures on the right, not the read-outs.
 
 a plot             soft_generate --plot beliefs.png
 another problem    soft_generate "7 5 9 1"
@@ -435,8 +462,11 @@ class Journal:
         self.path, self.settings, self.done = Path(path), settings, {}
         self.side = self.path.with_name(self.path.name + ".settings.json")
         self.file = self.path.open("ab+")
-        self._lock()
-        self._recover()
+        try: self._lock(); self._recover()
+        except BaseException: self.file.close(); raise
+
+    def __enter__(self): return self
+    def __exit__(self, *exc): self.file.close()
 
     def _lock(self):
         "One run at a time; the lock goes with the process."
@@ -487,11 +517,15 @@ def _fingerprint(model):
         digest.update(f"{name} {tuple(p.shape)} {p.detach().flatten()[:64].float().tolist()}".encode())
     return digest.hexdigest()[:16]
 
+def _model_name(model):
+    if model is None: return "shipped"
+    return str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else model
+
 def _settings(model, o):
     "All that a record depends on, besides its prompt."
     keys = ("think think_start think_end entropy_threshold patience temperature top_k top_p min_p snap sample answer_temperature "
             "answer_top_k answer_top_p answer_min_p max_new_tokens seed chat prompt_key batch_size").split()
-    return dict({k: getattr(o, k) for k in keys}, model=str(o.model or "shipped"), weights=_fingerprint(model),
+    return dict({k: getattr(o, k) for k in keys}, model=_model_name(o.model), weights=_fingerprint(model),
                 dtype=str(model.dtype), device=model.device.type)
 
 def _records(out, tokenizer, rows, prompts, lines):
@@ -527,25 +561,32 @@ def _report(o, bad, line, error):
 # %% ../nbs/11_cli.ipynb #f6a7970a
 def _run_file(model, tokenizer, o):
     "Work through `--input`, batch by batch; the number of records."
-    prompts, wrong = read_prompts(o.input, o.prompt_key)
-    bad, journal = {}, Journal(o.output, _settings(model, o))
+    (prompts, wrong), bad = read_prompts(o.input, o.prompt_key), {}
     for n, error in wrong.items(): _report(o, bad, n, error)
-    for n, prompt in journal.done.items():
-        if prompts.get(n, (None,))[0] != prompt:
-            raise ValueError(f"`--input` {o.input}, line {n} is not what it was when {o.output} was begun; choose another --output.")
-    before, lines = len(journal.done), list(prompts)
-    batches = [lines[i:i + o.batch_size] for i in range(0, len(lines), o.batch_size)]
-    if o.progress: from fastprogress import progress_bar; batches = progress_bar(batches, leave=False)
-    try:
-        for batch in batches: _run_batch(model, tokenizer, journal, prompts, batch, bad, o)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{len(journal.done)} records are safe in {o.output}; the same command goes on from there")
-    finally: journal.file.close()
+    with Journal(o.output, _settings(model, o)) as journal:
+        before, lines = _same_input(journal, prompts, o), list(prompts)
+        batches = [lines[i:i + o.batch_size] for i in range(0, len(lines), o.batch_size)]
+        try:
+            for batch in _bar(batches, o): _run_batch(model, tokenizer, journal, prompts, batch, bad, o)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{len(journal.done)} records are safe in {o.output}; the same command goes on from there") from None
     there = f" ({before} were there)" if before else ""
     print(f"{len(journal.done)} records in {o.output}{there}")
     if bad: raise Incomplete(f"{len(bad)} of {len(prompts) + len(wrong)} lines of {o.input} were left out: "
                              f"{', '.join(map(str, sorted(bad)[:10]))}{', ...' * (len(bad) > 10)}.")
     return len(journal.done)
+
+def _same_input(journal, prompts, o):
+    "How many records are there already; raise if the prompts have changed since."
+    for n, prompt in journal.done.items():
+        if prompts.get(n, (None,))[0] != prompt:
+            raise ValueError(f"`--input` {o.input}, line {n} is not what it was when {o.output} was begun; choose another --output.")
+    return len(journal.done)
+
+def _bar(batches, o):
+    if not o.progress: return batches
+    from fastprogress import progress_bar
+    return progress_bar(batches, leave=False)
 
 # %% ../nbs/11_cli.ipynb #d92c5fc5
 @command("soft_generate", **{"where to be soft": "think", "what is mixed": "temperature", "the answer": "sample",
