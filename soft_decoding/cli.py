@@ -34,11 +34,11 @@ def _parser(
     groups: dict,  # Headings of the help: title -> first option below it
 ) -> argparse.ArgumentParser:
     "The options of a command, from the signature of its function and the comments beside it."
-    about, width = (func.__doc__ or "").format(name=name), min(100, shutil.get_terminal_size().columns)
+    width = min(100, shutil.get_terminal_size().columns)
     form = lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=width)
-    parser = _Parser(name, usage=f"{name} [prompt] [--option value ...]", description=about,
+    parser = _Parser(name, usage=f"{name} [prompt] [--option value ...]", description=func.__doc__,
                      allow_abbrev=False, formatter_class=form)
-    parser._optionals.title = "other options"
+    parser._optionals.title = "help"
     group, heads = parser, {first: title for title, first in groups.items()}
     for key, param in docments(func, full=True, returns=False, eval_str=True).items():
         if key in heads: group = parser.add_argument_group(heads[key])
@@ -613,7 +613,7 @@ def _bar(batches, o):
     return progress_bar(batches, leave=False)
 
 # %% ../nbs/11_cli.ipynb #d92c5fc5
-@command("soft_generate", **{"where to be soft": "think", "what is mixed": "temperature", "the answer": "sample",
+@command("soft_generate", **{"what to decode": "prompt", "where to be soft": "think", "what is mixed": "temperature", "the answer": "sample",
                              "files": "input", "other": "seed"})
 def generate(
     prompt: str = None,  # Text to continue (a built-in problem)
