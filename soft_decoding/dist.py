@@ -113,14 +113,15 @@ def to_dense(
     return torch.nn.functional.pad(self.probs, (0, vocab_size - self.probs.shape[-1]))
 
 # %% ../nbs/00_dist.ipynb #db3af223
-def _top(x, k, chunk=128):
+def _top(x, k, chunk=64):
     "`x.topk(k)` by way of the maxima of chunks: only the k best chunks can hold the k best entries."
     n = x.shape[-1] // chunk
-    if n < 4 * k: return tuple(x.topk(k, -1))
+    if n < 4 * k or x.numel() < 2 ** 16: return tuple(x.topk(k, -1))
     best = x[..., :n * chunk].unflatten(-1, (n, chunk)).amax(-1).topk(k, -1, sorted=False).indices
     ids = (best.unsqueeze(-1) * chunk + torch.arange(chunk, device=x.device)).flatten(-2)  # (..., k * chunk)
-    rest = torch.arange(n * chunk, x.shape[-1], device=x.device)
-    ids = torch.cat([ids, rest.expand(*ids.shape[:-1], -1)], -1)
+    if x.shape[-1] % chunk:
+        rest = torch.arange(n * chunk, x.shape[-1], device=x.device)
+        ids = torch.cat([ids, rest.expand(*ids.shape[:-1], -1)], -1)
     values, slot = x.gather(-1, ids).topk(k, -1)
     return values, ids.gather(-1, slot)
 
@@ -173,20 +174,28 @@ def top_k_logits(
 ) -> tuple[Tensor, Tensor]:  # ids and logits `(..., k)`, the likeliest first
     "Exactly `k` largest logits; of equals at the k-th place, and in the order, the lowest ids."
     check_sampling(top_k=k)
-    x, k = logits.detach(), min(int(k), logits.shape[-1])
-    blind = torch.compiler.is_compiling() or x.device.type != "cpu"  # looking at the values would break or wait
-    ids = (_lowest_ids(x, _top(x, k)[0][..., -1:], k) if blind else _candidates(x, k)).sort(-1).values
+    return _top_k(logits, min(int(k), logits.shape[-1]))
+
+def _top_k(logits, k):
+    "`top_k_logits` without the check."
+    x = logits.detach()
+    if torch.compiler.is_compiling() or x.device.type != "cpu":  # looking at the values would break or wait
+        ids = _lowest_ids(x, _top(x, k)[0][..., -1:], k)
+    else:
+        values, ids = _top(x, min(k + 1, x.shape[-1]))  # one more than asked for shows a tie
+        if not bool((values[..., 1:] == values[..., :-1]).any()):  # no two are equal: the order is what it should be
+            return ids[..., :k], logits.gather(-1, ids[..., :k]) if logits.requires_grad else values[..., :k]
+        ids = _candidates(x, k, values, ids)
+    ids = ids.sort(-1).values
     values, order = logits.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
     return ids.gather(-1, order)[..., :k], values[..., :k]
 
-def _candidates(logits, k):
-    "Ids of the k largest logits and of all that equal the k-th."
-    width = min(k + 1, logits.shape[-1])  # one more than asked for shows a tie
+def _candidates(logits, k, values, ids):
+    "Ids of the k largest logits and of all that equal the k-th, from the k + 1 largest `values` and `ids`."
     while True:
-        values, ids = _top(logits, width)
         tie = (values[..., -1:] == values[..., k - 1:k]) & (values[..., -1:] > -torch.inf)
-        if width == logits.shape[-1] or not bool(tie.any()): return ids
-        width = min(4 * width, logits.shape[-1])
+        if values.shape[-1] == logits.shape[-1] or not bool(tie.any()): return ids
+        values, ids = _top(logits, min(4 * values.shape[-1], logits.shape[-1]))
 
 def _lowest_ids(logits, kth, k):
     "The ids above the k-th largest logit `kth`, filled up with the lowest ids that equal it; NaN counts as +inf."
@@ -225,7 +234,7 @@ def _filter_logits(logits, temperature, top_k, top_p, min_p, temperature_last=Fa
         peak, token = logits.max(-1, keepdim=True)
         return TokenDist(token, 1 + 0 * _promote(peak))
     ids = None
-    if top_k is not None and top_k < logits.shape[-1]: ids, logits = top_k_logits(logits, top_k)
+    if top_k is not None and top_k < logits.shape[-1]: ids, logits = _top_k(logits, int(top_k))
     logits = _promote(logits)
     tempered = _tempered(logits, temperature)
     kept = _tempered(logits, None) if temperature_last else tempered
@@ -238,7 +247,8 @@ def invalid_rows(
     logits: Tensor,  # `(..., v)`
 ) -> Tensor:  # bool `(...)`
     "Rows with NaN or +inf, or without a finite logit."
-    return ~logits.amax(-1).isfinite()
+    largest = logits.amax(-1)
+    return largest - largest != 0  # 0 where it is finite, else NaN
 
 # %% ../nbs/00_dist.ipynb #1cd7e7da
 def mk_proba_dist(
@@ -413,8 +423,9 @@ def logits_entropy(
 ) -> Tensor:  # Nats, `(...)`; NaN for an invalid row
     "Entropy of `softmax(logits / temperature)`."
     if _is_zero(temperature): return _promote(0 * logits.amax(-1)).abs()
-    rows = logits.flatten(0, -2) if logits.dim() > 1 else logits[None]  # (n, v)
-    size = max(1, 2 ** 18 // rows.shape[-1]) if rows.device.type == "cpu" else len(rows)  # about 1 MB at a time
+    size = max(1, 2 ** 15 // logits.shape[-1])  # rows at a time, so that a cache holds them
+    if logits.numel() <= size * logits.shape[-1] or logits.device.type != "cpu": return _entropy(logits, temperature)
+    rows = logits.flatten(0, -2)  # (n, v)
     parts = rows.split(size)
     temps = [temperature] * len(parts)
     if isinstance(temperature, Tensor): temps = temperature.expand(*logits.shape[:-1], 1).reshape(-1, 1).split(size)
@@ -425,7 +436,7 @@ def _entropy(logits, temperature):
     y.clamp_min_(torch.finfo(y.dtype).min)  # -inf carries no mass: any number does
     e = y.exp()
     total = e.sum(-1)
-    return total.log() - torch.linalg.vecdot(e, y) / total
+    return total.log() - (e * y).sum(-1) / total
 
 # %% ../nbs/00_dist.ipynb #c7c11571
 @dataclass

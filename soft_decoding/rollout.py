@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from functools import partial
 from typing import Callable
+from weakref import WeakKeyDictionary
 
 import torch
 from fastcore.basics import patch
@@ -43,6 +44,7 @@ class State:
     done: Tensor  # Finished rows, bool `(b,)`
     model_kwargs: dict  # What `generate` keeps for the model: mask, positions, cache
     soft: SoftToken | None = None  # Chosen but not yet fed; None: feed `input_ids`
+    idle: bool = True  # Whether some rows may be done; False saves the work for them
     step: int = 0  # Tokens chosen since the start
     think_state: dict = field(default_factory=dict)  # Counters and partial matches of the think policy, `(b, ...)`
     history: Tensor | None = None  # Without a cache: all vectors fed so far, `(b, t, d)`
@@ -124,7 +126,13 @@ def context_length(
     model,  # A causal language model
 ) -> int | None:  # Tokens; None where the family has no limit
     "How many positions the model was built for."
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return getattr(_text_config(model), "max_position_embeddings", None)
+
+_text_configs = WeakKeyDictionary()  # asking a config for its text part costs as much as a small layer
+
+def _text_config(model):
+    if model not in _text_configs: _text_configs[model] = model.config.get_text_config()
+    return _text_configs[model]
 
 @patch
 def room(self: State) -> int | None:  # Tokens; None: the cache grows
@@ -166,7 +174,7 @@ def _swap(model, inputs, state):
 
 def _per_layer_inputs(model, state):
     "Gemma 3n and 4 embed every token a second time, per layer: mix that table too."
-    config = model.config.get_text_config()
+    config = _text_config(model)
     if not (width := getattr(config, "hidden_size_per_layer_input", None)): return {}
     if state.history is not None:
         raise NotImplementedError(f"{type(model).__name__} embeds tokens per layer, which needs a cache in soft "
@@ -202,8 +210,9 @@ def _prompt_embeds(model, state):
 
 def _hold_finished(model, state):
     "The model's keyword arguments; rows that have finished wait at the last position there is."
-    kwargs, limit, positions = state.model_kwargs, context_length(model), state.model_kwargs.get("position_ids")
-    if limit is None or positions is None or positions.dim() != 2 or len(positions) != len(state.done): return dict(kwargs)
+    kwargs, limit, positions = dict(state.model_kwargs), context_length(model), state.model_kwargs.get("position_ids")
+    if not state.idle or limit is None or positions is None or positions.dim() != 2: return kwargs
+    if len(positions) != len(state.done): return kwargs
     return dict(kwargs, position_ids=torch.where(state.done[:, None], positions.clamp(max=limit - 1), positions))
 
 def _usable_vocabulary(model, state, width):
@@ -232,7 +241,7 @@ def check_model(
     name, config = type(model).__name__, model.config
     if getattr(config, "is_encoder_decoder", False):
         raise NotImplementedError(f"Soft decoding needs a causal language model; {name} is an encoder-decoder.")
-    if reason := REFUSED.get(config.get_text_config().model_type):
+    if reason := REFUSED.get(_text_config(model).model_type):
         raise NotImplementedError(f"{name} cannot be fed mixtures: {reason}; use plain `generate`.")
     try: embedding = model.get_input_embeddings()
     except (NotImplementedError, AttributeError): embedding = None
@@ -253,7 +262,7 @@ class StepContext:
     think_state: dict = field(default_factory=dict)  # Of the think policy
     processors: Callable | None = None  # `(input_ids, logits) -> scores`
     input_ids: Tensor | None = None  # For the processors, `(b, t)`
-    done: Tensor | None = None  # Finished rows, `(b,)`
+    done: Tensor | None = None  # Finished rows, `(b,)`; None: none
     pad_token_id: int | None = None  # What finished rows read out; None: they go on
     do_sample: bool = False  # Read-outs are drawn instead of the argmax
     generator: torch.Generator | list | None = None  # For this step's draws
@@ -303,7 +312,7 @@ def choose(
     if ctx.done is not None:
         if ctx.pad_token_id is not None: token = torch.where(ctx.done, ctx.pad_token_id, token)
         is_soft, now = is_soft & ~ctx.done, torch.where(ctx.done, int(Phase.DONE), now)
-    soft = _feed(soft, token, is_soft, ctx)
+    if ctx.mode != "soft" or ctx.think is not None or ctx.done is not None: soft = _feed(soft, token, is_soft, ctx)
     if ctx.snap is not None: soft = replace(soft, dist=soft.dist.snap(ctx.snap))
     return soft, StepInfo(now, phase, entropy, invalid_rows(scores), is_soft, think_state, token, scores,
                           embeds=soft.embeds)
@@ -401,8 +410,14 @@ class Think:
         "The same policy with `start` and `end` as token ids."
         if tokenizer is None and any(isinstance(x, str) for x in (self.start, self.end)):
             raise ValueError("`Think.start` and `Think.end` given as text need `tokenizer=`; or give token ids.")
-        ids = lambda x: tokenizer(x, add_special_tokens=False)["input_ids"] if isinstance(x, str) else x
+        ids = lambda x: _inner_ids(tokenizer, x) if isinstance(x, str) else x
         return replace(self, start=ids(self.start), end=ids(self.end))
+
+def _inner_ids(tokenizer, text):
+    "Ids of `text` inside a text: some tokenizers put a space before what opens one."
+    ids = lambda s: tokenizer(s, add_special_tokens=False)["input_ids"]
+    before, both = ids("a"), ids("a" + text)
+    return both[len(before):] if both[:len(before)] == before and len(both) > len(before) else ids(text)
 
 # %% ../nbs/02_rollout.ipynb #415ad9ca
 def _last_match(input_ids, ids):
@@ -501,7 +516,7 @@ def soft_rollout(
     stopping: Callable | None = None,  # `(input_ids, scores) -> done (b,)`, such as a `StoppingCriteriaList`
     halt: Callable | None = None,  # The same, but ends the rollout without finishing its rows
     pad_token_id: int | None = None,  # Read-out of finished rows; None: they go on
-    trace_k: int = 16,  # How many entries of each belief to keep
+    trace_k: int = 16,  # How many entries of each belief to keep; 0 for none
     keep: tuple = (),  # Of "scores", "logits", "hidden_states", "attentions": what to keep per step
     on_token: Callable | None = None,  # Called with every read-out `(b,)`
     progress: bool = False,  # Show a progress bar
@@ -511,21 +526,22 @@ def soft_rollout(
     plugs = dict(sampling=sampling or Sampling(), mixer=mixer, answer_sampling=answer_sampling, think=think,
                  processors=processors, pad_token_id=pad_token_id, do_sample=do_sample, snap=snap,
                  embedding=model.get_input_embeddings())
-    infos, (mode, _) = [], _mode(state)
+    infos, (mode, idle, _) = [], _mode(state)
     with torch.enable_grad() if grad else torch.no_grad():
         for _ in _steps(steps, progress):
             if mode == "done": break
-            logits, state = forward(model, state)
+            logits, state = forward(model, replace(state, idle=idle))
             if grad and not infos: _check_differentiable(model, _cache(state.model_kwargs))
             soft, info = choose(logits, StepContext(
-                state.phase, mode=mode, **plugs, **_step_fields(state, generator, guidance, replay)))
+                state.phase, mode=mode, done=state.done if idle else None, **plugs,
+                **_step_fields(state, generator, guidance, replay)))
             input_ids = torch.cat([state.input_ids, info.token[:, None]], 1)
             done = state.done if stopping is None else state.done | stopping(input_ids, None)
             infos.append(_slim(info, soft, logits, state.outputs, trace_k, keep))
             state = replace(state, input_ids=input_ids, phase=info.next_phase, done=done, soft=soft, unseen=None,
                             step=state.step + 1, think_state=info.think_state, outputs={})
             if select is not None: state = select(state, infos[-1])
-            mode, bad = _mode(state, info.bad)
+            mode, idle, bad = _mode(state, info.bad)
             if bad: _raise_bad(info, state.step - 1)
             if on_token is not None: on_token(info.token)
             if halt is not None and bool(halt(input_ids, None).all()): break
@@ -536,23 +552,25 @@ def _step_fields(state, generator, guidance, replay):
     "The part of the context that changes from step to step."
     hidden = state.outputs.get("hidden_states")
     return dict(
-        think_state=state.think_state, input_ids=state.input_ids, done=state.done, step=state.step,
+        think_state=state.think_state, input_ids=state.input_ids, step=state.step,
         generator=step_generators(generator, state.step), answer_generator=step_generators(generator, state.step, 1),
         hidden=None if hidden is None else hidden[-1][:, -1],
         replay=None if replay is None or state.step >= len(replay) else replay[state.step],
         **({} if guidance is None else guidance.at(state.step)))
 
 def _mode(state, bad=None):
-    "Which kinds of rows the next step has, and whether this one failed: the one place where the loop waits."
-    live, soft = ~state.done, state.phase == Phase.THINK
-    flags = [(live & soft).any(), (live & ~soft).any(), live.new_zeros(()) if bad is None else bad.any()]
-    soft, hard, bad = torch.stack(flags).tolist()
-    return "both" if soft and hard else "soft" if soft else "hard" if hard else "done", bad
+    "Which kinds of rows the next step has, whether some are done, whether one failed: the one place where the loop waits."
+    status = torch.where(state.done, int(Phase.DONE), state.phase)
+    if bad is not None: status = torch.where(bad, -1, status)
+    kinds = set(status.tolist())
+    soft, hard = Phase.THINK in kinds, bool(kinds & {Phase.WAIT, Phase.END, Phase.ANSWER})
+    mode = "both" if soft and hard else "soft" if soft else "hard" if hard else "done"
+    return mode, Phase.DONE in kinds, -1 in kinds
 
 def _slim(info, soft, logits, outputs, trace_k, keep):
     "Keep of a step what was asked for: nothing as wide as the vocabulary unless it was."
-    dist, complete = soft.dist, torch.ones_like(info.is_soft)
-    if dist.ids is None or dist.probs.shape[-1] > trace_k:
+    dist, complete = (soft.dist, torch.ones_like(info.is_soft)) if trace_k else (None, None)
+    if trace_k and (dist.ids is None or dist.probs.shape[-1] > trace_k):
         complete, dist = (dist.probs > 0).sum(-1) <= trace_k, dist.top(trace_k)
     return replace(info, belief=dist, complete=complete, scores=info.scores if "scores" in keep else None,
                    logits=logits if "logits" in keep else None,
@@ -824,7 +842,7 @@ def _limits(criteria, state, room):
                          "lower `max_new_tokens`, or start with a larger cache.")
     halt = StoppingCriteriaList(c for c in criteria if isinstance(c, MaxTimeCriteria))
     finish = StoppingCriteriaList(c for c in criteria if not isinstance(c, (MaxLengthCriteria, MaxTimeCriteria)))
-    if room is not None: finish.append(ContextLimit(room, state.input_ids.shape[1]))
+    if room is not None and int(room.min()) <= steps: finish.append(ContextLimit(room, state.input_ids.shape[1]))
     return finish or None, halt or None, steps
 
 # %% ../nbs/02_rollout.ipynb #8c72f04e
@@ -922,12 +940,13 @@ def soft_decode(
             stream.put(state.input_ids)
             names = ("scores", "logits", "hidden_states", "attentions")
             keep, pad = [n for n in names if getattr(config, f"output_{n}", False)], config._pad_token_tensor
+            traced = config.return_dict_in_generate or select is not None
             state, infos = soft_rollout(
                 model, state, steps, sampling=sampling, mixer=mixer, think=think, answer_sampling=answer_sampling,
                 guidance=guidance, select=select, grad=grad, do_sample=bool(config.do_sample), generator=generator,
                 snap=snap, replay=replay, processors=processors or None, stopping=stopping, halt=halt,
-                pad_token_id=None if pad is None else int(pad), trace_k=trace_k, keep=keep, on_token=stream.put,
-                progress=progress)
+                pad_token_id=None if pad is None else int(pad), trace_k=trace_k if traced else 0, keep=keep,
+                on_token=stream.put, progress=progress)
     finally: stream.end()
     return _output(state, infos, embedding, keep) if config.return_dict_in_generate else state.input_ids
 

@@ -73,6 +73,9 @@ def _weigh(probs, rows):
 # %% ../nbs/01_soft_embed.ipynb #8ff2c4f4
 def _mix(dist, embedding, chunk):
     "The mixture before its cast, `(..., d)` in float32 or wider, and the dtype of the embedding."
+    if dist.ids is not None and dist.ids.numel() <= chunk:
+        rows = _rows(embedding, dist.ids)
+        return _weigh(dist.probs, rows), rows.dtype
     spans = _spans(dist, embedding, chunk)
     if dist.ids is None and is_plain_embedding(embedding) and embedding.weight.dtype == dist.probs.dtype:
         return _weigh(dist.probs, embedding.weight[:dist.probs.shape[-1]]), embedding.weight.dtype
