@@ -10,8 +10,8 @@ from importlib import import_module as _import_module
 _modules = dict(
     dist="TokenDist mk_proba_dist Sampling",
     soft_embed="mix_embeds SoftToken plain_mixer off_manifold norm_mixer",
-    rollout="forward choose soft_rollout soft_decode soft_generate State StepInfo Think Phase SoftTrace SoftOutput"
-            " Guidance",
+    rollout="forward choose soft_rollout soft_passes soft_decode soft_generate State StepContext StepInfo Think Phase"
+            " SoftTrace SoftOutput Guidance",
 )
 _homes = {name: module for module, names in _modules.items() for name in names.split()}
 __all__ = ["__version__", *_homes]
