@@ -62,8 +62,8 @@ def begin(
 ) -> State:
     "A state before the first run of the model."
     b, device = len(input_ids), input_ids.device
-    if think is None: think_state, phase = {}, torch.full((b,), int(Phase.THINK), device=device)
-    else: think_state, phase = think.start_rows(input_ids)
+    think_state, phase = {}, torch.full((b,), int(Phase.THINK), device=device)
+    if hasattr(think, "start_rows"): think_state, phase = think.start_rows(input_ids)
     done = torch.zeros(b, dtype=torch.bool, device=device)
     return cls(input_ids, phase, done, dict(model_kwargs), think_state=think_state)
 
@@ -322,7 +322,7 @@ def choose(
         if ctx.pad_token_id is not None: token = torch.where(ctx.done, ctx.pad_token_id, token)
         is_soft, now = is_soft & ~ctx.done, torch.where(ctx.done, int(Phase.DONE), now)
     if ctx.mode != "soft" or ctx.think is not None or ctx.done is not None: soft = _feed(soft, token, is_soft, ctx)
-    if ctx.snap is not None: soft = replace(soft, dist=soft.dist.snap(ctx.snap))
+    if ctx.snap is not None and ctx.replay is None: soft = replace(soft, dist=soft.dist.snap(ctx.snap))
     return soft, StepInfo(now, phase, entropy, invalid_rows(scores), is_soft, think_state, token, scores,
                           embeds=soft.embeds)
 
@@ -568,7 +568,7 @@ def _step_fields(state, generator, guidance, replay):
         think_state=state.think_state, input_ids=state.input_ids, step=state.step,
         generator=step_generators(generator, state.step), answer_generator=step_generators(generator, state.step, 1),
         hidden=None if hidden is None else hidden[-1][:, -1],
-        replay=None if replay is None or state.step >= len(replay) else replay[state.step],
+        replay=None if replay is None or not 0 <= (s := state.step - replay.start) < len(replay) else replay[s],
         **({} if guidance is None else guidance.at(state.step)))
 
 def _mode(state, bad=None):
@@ -703,6 +703,7 @@ class SoftTrace:
     complete: Tensor  # Where the entries are all that was fed, `(s, b)`
     norm_ratio: Tensor | None = None  # Norm of the fed vector over the expected norm of its tokens, `(s, b)`
     cosine: Tensor | None = None  # Of the fed vector with the nearest of its tokens, `(s, b)`
+    start: int = 0  # Step of the run at which the trace begins
     tokenizer: object = None  # Turns ids into text in plots and tables
 
     def __len__(self): return len(self.ids)
@@ -722,13 +723,14 @@ def from_infos(
     infos: list,  # `StepInfo` of each step, as `soft_rollout` returns them
     embedding: nn.Module | None = None,  # Adds the off-manifold measures
     tokenizer=None,  # For text in plots and tables
+    start: int = 0,  # Step of the run at which `infos` begin
 ) -> SoftTrace:
     "Stack the steps of a rollout."
     width = max(info.belief.probs.shape[-1] for info in infos)
     beliefs = [_widen(info.belief, width).map(Tensor.detach) for info in infos]
     ids, probs = torch.stack([d.ids for d in beliefs]), torch.stack([d.probs for d in beliefs])
     stack = lambda name: torch.stack([getattr(info, name).detach() for info in infos])
-    trace = cls(ids, probs, *map(stack, ("token", "entropy", "phase", "is_soft", "complete")), tokenizer=tokenizer)
+    trace = cls(ids, probs, *map(stack, ("token", "entropy", "phase", "is_soft", "complete")), start=start, tokenizer=tokenizer)
     for info, complete in zip(infos, trace.complete): complete &= info.embeds is None
     return trace if embedding is None else replace(trace, **_measures(trace, infos, embedding))
 
@@ -902,10 +904,11 @@ def _check_prompt(model, embedding, state):
     if (limit := context_length(model)) is None: return None
     length = positions[:, -1] + 1 if positions is not None and positions.dim() == 2 else torch.tensor(
         [ids.shape[1] + (0 if embeds is None else embeds.shape[1])], device=ids.device)
+    length = torch.where(state.done, 1, length)  # finished rows only wait
     if int(length.max()) >= limit:
         raise ValueError(f"The prompt of {int(length.max())} tokens leaves no room in the model's context of {limit}; "
                          "shorten it.")
-    return (limit - length).expand(len(ids))
+    return limit - length
 
 # %% ../nbs/02_rollout.ipynb #dd1a5de4
 def _limits(criteria, state, room):
@@ -952,7 +955,8 @@ def _output(state, infos, embedding, keep):
     "The output of `generate`, with the trace and the state."
     pick = lambda info, name: getattr(info, name) if name in ("scores", "logits") else info.outputs.get(name)
     columns = {name: tuple(pick(info, name) for info in infos) for name in keep}
-    trace = SoftTrace.from_infos(infos, embedding) if infos else None
+    traced = infos and infos[0].belief is not None
+    trace = SoftTrace.from_infos(infos, embedding, start=state.step - len(infos)) if traced else None
     return SoftOutput(sequences=state.input_ids, past_key_values=_cache(state.model_kwargs), trace=trace, state=state,
                       **columns)
 
@@ -1004,9 +1008,9 @@ def soft_decode(
     try:
         embedding = check_model(model)
         _check_config(config)
-        if think is not None:
-            think = think.bind(None)
-            _check_ids("Think", [*(think.start or []), *(think.end or [])], embedding)
+        think = _bound(think, None)
+        if isinstance(think, Think): _check_ids("Think", [*(think.start or []), *(think.end or [])], embedding)
+        if trace_k < 0: raise ValueError(f"`trace_k` must be at least 0 (0 keeps no trace), got {trace_k}.")
         sampling, processors = _split_filters(config, logits_processor or [], sampling)
         with _eval_mode(model):
             state = _begin(model, input_ids, model_kwargs, state, think, vocab_size)
@@ -1025,12 +1029,31 @@ def soft_decode(
     finally: stream.end()
     return _output(state, infos, embedding, keep) if config.return_dict_in_generate else state.input_ids
 
+def _bound(think, tokenizer):
+    "The think policy with its texts as ids."
+    return think.bind(tokenizer) if hasattr(think, "bind") else think
+
+# %% ../nbs/02_rollout.ipynb #a5e92d58
 def _begin(model, input_ids, model_kwargs, state, think, vocab_size):
     "A state at the prompt, or the given one with the new ids appended."
     if state is None: state = State.begin(input_ids, model_kwargs, think)
-    elif (new := input_ids.shape[1] - state.input_ids.shape[1]) > 0:
-        state = state.extend(model, input_ids[:, -new:], think)
+    else:
+        known, new = state.input_ids.shape[1], input_ids.shape[1] - state.input_ids.shape[1]
+        if new < 0 or not torch.equal(input_ids[:, :known], state.input_ids):
+            raise ValueError("`state` goes on from its own `input_ids`, and the given ids do not begin with them; leave them "
+                             "out, or give only new tokens to `soft_generate`.")
+        if new == 0 and bool(state.think_state) != hasattr(think, "start_rows"):
+            raise ValueError("`think` must be given when a run starts and whenever it goes on, or never; this state was "
+                             f"started {'with' if state.think_state else 'without'} it.")
+        if new > 0: state = _room_for(state, new).extend(model, input_ids[:, -new:], think)
     return replace(state, vocab_size=vocab_size or state.vocab_size)
+
+def _room_for(state, new):
+    "The state, if its cache can take in `new` more tokens and the pending one."
+    if (left := state.room()) is not None and new >= left:
+        raise ValueError(f"The static cache of this state has room for {left} more tokens, {new + 1} are to be fed; start "
+                         "with a larger cache.")
+    return state
 
 # %% ../nbs/02_rollout.ipynb #7febcef6
 def soft_generate(
@@ -1076,7 +1099,7 @@ def soft_generate(
         if _rare_filters(config): config.update(**_in_config_words(sampling)); sampling = None
         criteria = _user_criteria(stopping_criteria, stop_strings, generation_config, tokenizer)
         decode = partial(soft_decode, sampling=sampling, answer_sampling=answer_sampling, mixer=mixer, snap=snap,
-                         think=None if think is None else think.bind(tokenizer), generator=generator, streamer=stream,
+                         think=_bound(think, tokenizer), generator=generator, streamer=stream,
                          guidance=guidance, select=select, replay=replay, state=state, trace_k=trace_k, grad=grad,
                          progress=progress, vocab_size=_vocab_size(model, tokenizer))
         out = model.generate(**_user_prompt(input_ids, attention_mask, state, kwargs), generation_config=config,
@@ -1137,7 +1160,10 @@ def _user_prompt(input_ids, attention_mask, state, kwargs):
     "The prompt as `generate` takes it."
     if state is not None:
         if attention_mask is not None: raise ValueError("`state` has its own attention mask; leave `attention_mask` out.")
-        return dict(input_ids=state.input_ids if input_ids is None else torch.cat([state.input_ids, input_ids], 1))
+        if input_ids is None: return dict(input_ids=state.input_ids)
+        if len(input_ids) != len(state.input_ids):
+            raise ValueError(f"`input_ids` must have {len(state.input_ids)} rows, as `state` has, got {len(input_ids)}.")
+        return dict(input_ids=torch.cat([state.input_ids, input_ids], 1))
     if input_ids is None and kwargs.get("inputs_embeds") is None:
         raise ValueError("`soft_generate` needs `input_ids`, `inputs_embeds` or `state`.")
     if input_ids is not None and (input_ids.dim() != 2 or input_ids.shape[1] == 0):

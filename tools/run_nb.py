@@ -35,10 +35,12 @@ def tidy(cell):
 def run(fn, force=()):
     "Execute, clean and write `fn`; when a cell fails, show where and leave the file as it was."
     fn, cfg, start = Path(fn).absolute(), get_config(), time.time()
-    nb, shell = read_nb(fn), CaptureShell(fn)
+    nb, shell, skip = read_nb(fn), CaptureShell(fn), skipper(fn, cfg, force)
     sys.path.insert(0, str(cfg.config_path))
+    for cell in nb.cells:
+        if not skip(cell): cell['outputs'] = []  # or what a cell no longer prints would stay
     with working_directory(fn.parent):
-        try: shell.run_all(nb, exc_stop=True, preproc=skipper(fn, cfg, force))
+        try: shell.run_all(nb, exc_stop=True, preproc=skip)
         except Exception:
             print(shell.prettytb(fname=fn), file=sys.stderr)
             return False
