@@ -351,6 +351,48 @@ def clamp_token(
     scale = torch.where(low, (1 - alpha) / torch.where(low, 1 - own, 1.), 1.)
     return TokenDist(ids, torch.where(hit, torch.where(low, alpha, own), scale * others))
 
+# %% ../nbs/00_dist.ipynb #5b3bd93a
+@patch
+def _union(
+    self: TokenDist,
+    other: TokenDist,  # Same leading dimensions
+) -> tuple[Tensor | None, Tensor, Tensor]:  # ids, and both distributions on them
+    "Two distributions on one support."
+    if self.ids is None: return None, self.probs, other.to_dense(self.probs.shape[-1])
+    if other.ids is None: return None, self.to_dense(other.probs.shape[-1]), other.probs
+    same = (self.ids.unsqueeze(-1) == other.ids.unsqueeze(-2)) & (self.probs > 0).unsqueeze(-1)  # (..., k, m)
+    found = (same * other.probs.unsqueeze(-2)).sum(-1)
+    left = other.probs.masked_fill(same.any(-2), 0)
+    pad = lambda p, before, after: torch.nn.functional.pad(p, (before, after))
+    k, m = self.probs.shape[-1], other.probs.shape[-1]
+    return torch.cat([self.ids, other.ids], -1), pad(self.probs, 0, m), pad(found, 0, m) + pad(left, k, 0)
+
+@patch
+def mix_dist(
+    self: TokenDist,
+    target: TokenDist,  # q, with the same leading dimensions
+    alpha: float | Tensor,  # Share of the target, in [0, 1]; a tensor is `(...)`
+) -> TokenDist:
+    "`alpha * q + (1 - alpha) * p`."
+    _check_number("alpha", alpha, "in [0, 1]", lambda x: 0 <= x <= 1, True)
+    ids, p, q = self._union(target)
+    alpha = torch.as_tensor(alpha, dtype=p.dtype, device=p.device).unsqueeze(-1)
+    return TokenDist(ids, alpha * q + (1 - alpha) * p)
+
+@patch
+def clamp_dist(
+    self: TokenDist,
+    target: TokenDist,  # q, with the same leading dimensions
+    alpha: float | Tensor,  # Least share of the target, in [0, 1]; a tensor is `(...)`
+) -> TokenDist:
+    "The smallest mix with `q` that is at least `alpha * q` everywhere."
+    _check_number("alpha", alpha, "in [0, 1]", lambda x: 0 <= x <= 1, True)
+    ids, p, q = self._union(target)
+    alpha = torch.as_tensor(alpha, dtype=p.dtype, device=p.device).unsqueeze(-1)
+    low = alpha * q > p
+    share = torch.where(low, (alpha * q - p) / torch.where(low, q - p, 1.), 0.).amax(-1, keepdim=True)
+    return TokenDist(ids, share * q + (1 - share) * p)
+
 # %% ../nbs/00_dist.ipynb #5875e1c0
 @patch
 def snap(
