@@ -277,7 +277,7 @@ class StepContext:
     generator: torch.Generator | list | None = None  # For this step's draws
     answer_generator: torch.Generator | list | None = None  # For the draws of discrete steps
     snap: int | None = None  # Bits of the grid that fed weights are rounded to; None is off
-    target: Tensor | None = None  # Guidance: the true token, negative for none, `(b,)`
+    target: Tensor | TokenDist | None = None  # Guidance: the true token, negative for none, `(b,)`; or a distribution
     guidance_alpha: float | Tensor | None = None  # Guidance: its share, in [0, 1]
     guidance: str = "clamp"  # Guidance: "clamp" or "mix"
     replay: object = None  # A recorded step to feed instead
@@ -360,6 +360,7 @@ def _feed(soft, token, is_soft, ctx):
 # %% ../nbs/02_rollout.ipynb #e5957015
 def _guide(soft, ctx):
     "Give the true token its share of what is fed; rows without a target are left alone."
+    if isinstance(ctx.target, TokenDist): return _guide_by_dist(soft, ctx)
     known, target = ctx.target >= 0, ctx.target.clamp_min(0)
     alpha = torch.as_tensor(ctx.guidance_alpha, dtype=soft.dist.probs.dtype, device=known.device) * known
     dist = getattr(soft.dist, f"{ctx.guidance}_token")(target, alpha)
@@ -370,11 +371,17 @@ def _guide(soft, ctx):
     added = torch.where(alpha >= 1, 1., added).unsqueeze(-1).to(soft.embeds.dtype)
     return replace(soft, dist=dist, embeds=added * ctx.embedding(target) + (1 - added) * soft.embeds)
 
+def _guide_by_dist(soft, ctx):
+    "Guidance by a distribution of tokens that may follow."
+    if soft.embeds is not None:
+        raise NotImplementedError("Guidance by distributions needs a mixer that feeds plain mixtures.")
+    return replace(soft, dist=getattr(soft.dist, f"{ctx.guidance}_dist")(ctx.target, ctx.guidance_alpha))
+
 # %% ../nbs/02_rollout.ipynb #d63acd88
 @dataclass
 class Guidance:
     "The ground truth that a rollout is led by."
-    targets: Tensor  # True tokens `(b, s)`, negative where there is none
+    targets: Tensor | TokenDist  # True tokens `(b, s)`, negative where there is none; or distributions `(b, s, k)`
     guidance_alpha: float | Tensor = 1.  # Share of the truth in [0, 1]: one number, one per step `(s,)`, or `(b, s)`
     kind: str = "clamp"  # "clamp": at least this share; "mix": this share, and the rest of the model's own
 
@@ -389,7 +396,7 @@ class Guidance:
         step: int,  # Counted from the start of the run
     ) -> dict:  # The fields of `StepContext` that guide the step; empty past the last target
         "Target, share and kind of one step."
-        if step >= self.targets.shape[1]: return {}
+        if step >= (self.targets.probs if isinstance(self.targets, TokenDist) else self.targets).shape[1]: return {}
         alpha = torch.as_tensor(self.guidance_alpha)
         return dict(target=self.targets[:, step], guidance_alpha=alpha if alpha.dim() == 0 else alpha[..., step],
                     guidance=self.kind)
