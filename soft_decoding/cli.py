@@ -293,12 +293,19 @@ class AnswerStream:
         self.tokenizer, self.file = tokenizer, file
         self.ids, self.shown, self.phase, self.soft = [], "", None, False
 
-    def watch(self, state, info):
+    def watch(
+        self,
+        state,  # Of the rollout, returned as it is
+        info,  # What the step leaves behind; its phase is noted
+    ):
         "For `select=`: notes the phase of each step before its token arrives."
         self.phase = info.phase[0].item()
         return state
 
-    def put(self, tokens):
+    def put(
+        self,
+        tokens,  # Ids, of the prompt `(1, t)` or of one step `(1,)`
+    ):
         "The prompt first, then one token at a time."
         soft = self.phase == 1  # `Phase.THINK`
         if soft != self.soft: self._flush(); self._print("⟨" if soft else "⟩")
@@ -430,6 +437,8 @@ def _run_prompt(model, tokenizer, o):
     out = _decode(model, tokenizer, [ids], [1], o, streamer=stream, select=stream.watch)
     if "answer" in problem: print(f"(The right answer is {problem['answer']}.)")
     if o.table: print(f"\n{belief_table(out.trace, steps=o.table)}")
+    if o.think_start and o.think and not out.trace.is_soft.any():
+        print(f"soft_generate: no soft step: {o.think_start!r} (--think_start) never came.", file=sys.stderr)
     if o.plot: _save_plot(out.trace, o.plot); print(f"\nThe plot is in {o.plot}.")
     if problem: print(_HINTS)
     return out
@@ -450,6 +459,7 @@ def _prompt_of(raw, key):
     try: record = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as e: raise ValueError(f"not UTF-8 ({e.reason})") from e
     except json.JSONDecodeError as e: raise ValueError(f"not JSON ({e.msg} at column {e.colno})") from e
+    except RecursionError as e: raise ValueError("not JSON that can be read (nested too deeply)") from e
     if not isinstance(record, dict): raise ValueError(f"not a JSON object but a {type(record).__name__}")
     keys = (key,) if key else KEYS
     found = next((k for k in keys if k in record), None)
@@ -523,7 +533,10 @@ class Journal:
         new.write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
         os.replace(new, self.side)
 
-    def append(self, records: list):
+    def append(
+        self,
+        records: list,  # Dicts, one per line of the input
+    ):
         "Add records in one write that reaches the disk."
         self.file.write("".join(json.dumps(r) + "\n" for r in records).encode())
         self.file.flush(); os.fsync(self.file.fileno())

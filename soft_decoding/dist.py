@@ -7,9 +7,9 @@ __all__ = ['TokenDist', 'check_sampling', 'top_k_logits', 'keep_top_p', 'keep_mi
            'step_generators', 'exponential_noise', 'logits_entropy', 'Sampling']
 
 # %% ../nbs/00_dist.ipynb #9523b651
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Callable
 
 import torch
 from fastcore.basics import patch
@@ -236,6 +236,7 @@ def _filter_logits(logits, temperature, top_k, top_p, min_p, temperature_last=Fa
     ids = None
     if top_k is not None and top_k < logits.shape[-1]: ids, logits = _top_k(logits, int(top_k))
     logits = _promote(logits)
+    if ids is not None and temperature is top_p is min_p is None: return TokenDist(ids, logits.softmax(-1))
     tempered = _tempered(logits, temperature)
     kept = _tempered(logits, None) if temperature_last else tempered
     if top_p is not None and top_p < 1: kept = keep_top_p(kept, top_p)
@@ -445,6 +446,8 @@ def step_generators(
 ) -> torch.Generator | list | None:
     "A list of row generators is keyed by (row seed, step, stream), so a draw survives batching and resuming."
     if not isinstance(generator, (list, tuple)): return generator
+    if strange := [g for g in generator if not isinstance(g, torch.Generator)]:
+        raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {strange[0]!r} in the list.")
     key = lambda g: _mix64(_mix64(_mix64(g.initial_seed()) + step + 1) + stream + 1)
     return [torch.Generator(g.device).manual_seed(key(g) >> 1) for g in generator]
 
@@ -466,19 +469,22 @@ def logits_entropy(
     "Entropy of `softmax(logits / temperature)`."
     if _is_zero(temperature): return _promote(0 * logits.amax(-1)).abs()
     size = max(1, 2 ** 15 // logits.shape[-1])  # rows at a time, so that a cache holds them
-    if logits.numel() <= size * logits.shape[-1] or logits.device.type != "cpu": return _entropy(logits, temperature)
+    if logits.numel() <= size * logits.shape[-1] or logits.device.type != "cpu":
+        total, weighted = _sums(logits, temperature)
+        return total.log() - weighted / total
     rows = logits.flatten(0, -2)  # (n, v)
     parts = rows.split(size)
     temps = [temperature] * len(parts)
     if isinstance(temperature, Tensor): temps = temperature.expand(*logits.shape[:-1], 1).reshape(-1, 1).split(size)
-    return torch.cat([_entropy(x, t) for x, t in zip(parts, temps)]).view(logits.shape[:-1])
+    total, weighted = (torch.cat(sums) for sums in zip(*(_sums(x, t) for x, t in zip(parts, temps))))
+    return (total.log() - weighted / total).view(logits.shape[:-1])
 
-def _entropy(logits, temperature):
+def _sums(logits, temperature):
+    "Sums of `exp(y)` and of `exp(y) y`, where `y` are the tempered logits."
     y = _tempered(_promote(logits), temperature)
     y.clamp_min_(torch.finfo(y.dtype).min)  # -inf carries no mass: any number does
     e = y.exp()
-    total = e.sum(-1)
-    return total.log() - (e * y).sum(-1) / total
+    return e.sum(-1), (e * y).sum(-1)
 
 # %% ../nbs/00_dist.ipynb #c7c11571
 @dataclass

@@ -9,11 +9,11 @@ __all__ = ['REFUSED', 'Phase', 'State', 'context_length', 'forward', 'check_mode
 
 # %% ../nbs/02_rollout.ipynb #42bb69d0
 import copy, inspect
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from functools import partial
-from typing import Callable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -40,7 +40,7 @@ class Phase(IntEnum):
 class State:
     "Everything the next step needs; returned as `out.state` and accepted again."
     input_ids: Tensor  # Prompt and read-outs so far, `(b, t)`
-    phase: Tensor  # `Phase` of each row, `(b,)`
+    phase: Tensor  # Phase of each row, `(b,)`
     done: Tensor  # Finished rows, bool `(b,)`
     model_kwargs: dict  # What `generate` keeps for the model: mask, positions, cache
     soft: SoftToken | None = None  # Chosen but not yet fed; None: feed `input_ids`
@@ -154,13 +154,24 @@ def forward(
     inputs = model.prepare_inputs_for_generation(state.input_ids, next_sequence_length=length,
                                                  is_first_iteration=prompt, **kwargs)
     if not prompt: inputs = _swap(model, inputs, state)
-    out = model(**inputs, return_dict=True)
+    out = _runner(model)(**inputs, return_dict=True)
     kwargs = model._update_model_kwargs_for_generation(out, kwargs)
     if cached and _cache(kwargs) is None: _refuse_no_cache(model)
     history = None if cached else _prompt_embeds(model, state) if prompt else inputs["inputs_embeds"]
     outputs = {k: out[k] for k in ("hidden_states", "attentions") if out.get(k) is not None}
     width = _usable_vocabulary(model, state, out.logits.shape[-1])
     return out.logits[:, -1, :width], replace(state, model_kwargs=kwargs, history=history, outputs=outputs)
+
+# %% ../nbs/02_rollout.ipynb #2029bdfd
+def _prompt_learner(model):
+    "The peft model that puts virtual tokens before the prompt, or None."
+    owner = getattr(model.prepare_inputs_for_generation, "__self__", model)
+    config = getattr(owner, "active_peft_config", None)
+    return owner if config is not None and config.is_prompt_learning else None
+
+def _runner(model):
+    "What to call: a prompt learner's own `forward` would add its virtual tokens at every step."
+    return model.base_model if _prompt_learner(model) is model else model
 
 # %% ../nbs/02_rollout.ipynb #b4408f54
 def _swap(model, inputs, state):
@@ -208,7 +219,7 @@ def _unseen(state):
 def _forward_everywhere(model, state):
     "All positions in one run, without a cache: logits `(b, t, v)`."
     inputs = model.prepare_inputs_for_generation(state.input_ids, is_first_iteration=True, **state.model_kwargs)
-    out = model(**_swap(model, inputs, state), return_dict=True)
+    out = _runner(model)(**_swap(model, inputs, state), return_dict=True)
     return out.logits[..., :_usable_vocabulary(model, state, out.logits.shape[-1])], state
 
 # %% ../nbs/02_rollout.ipynb #b66fe2a4
@@ -263,7 +274,7 @@ def check_model(
 @dataclass
 class StepContext:
     "What the plugs and `choose` may know of a step, besides the logits."
-    phase: Tensor  # `Phase` of each row, `(b,)` or `(b, t)`
+    phase: Tensor  # Phase of each row, `(b,)` or `(b, t)`
     sampling: Callable = field(default_factory=Sampling)  # `(logits, ctx) -> (TokenDist, entropy)`
     mixer: Callable = plain_mixer  # `(dist, ctx) -> SoftToken`
     answer_sampling: Callable | None = None  # For discrete steps; None: as `sampling`
@@ -291,8 +302,8 @@ class StepContext:
 @dataclass
 class StepInfo:
     "What a step leaves behind, each `(b,)` unless said otherwise."
-    phase: Tensor  # `Phase` in which the step was taken
-    next_phase: Tensor  # `Phase` of the next step
+    phase: Tensor  # Phase in which the step was taken
+    next_phase: Tensor  # Phase of the next step
     entropy: Tensor  # Nats, after temperature and before the filters
     bad: Tensor  # Rows whose scores are NaN, +inf or all -inf
     is_soft: Tensor  # Rows that are fed a mixture
@@ -322,6 +333,8 @@ def choose(
         if ctx.pad_token_id is not None: token = torch.where(ctx.done, ctx.pad_token_id, token)
         is_soft, now = is_soft & ~ctx.done, torch.where(ctx.done, int(Phase.DONE), now)
     if ctx.mode != "soft" or ctx.think is not None or ctx.done is not None: soft = _feed(soft, token, is_soft, ctx)
+    if ctx.snap is not None and soft.embeds is not None:
+        raise ValueError("`snap` rounds the weights of a mixture, but this mixer feeds vectors of its own; leave one of them out.")
     if ctx.snap is not None and ctx.replay is None: soft = replace(soft, dist=soft.dist.snap(ctx.snap))
     return soft, StepInfo(now, phase, entropy, invalid_rows(scores), is_soft, think_state, token, scores,
                           embeds=soft.embeds)
@@ -380,7 +393,7 @@ def _guide_by_dist(soft, ctx):
 # %% ../nbs/02_rollout.ipynb #d63acd88
 @dataclass
 class Guidance:
-    "The ground truth that a rollout is led by."
+    "The ground truth that the soft steps of a rollout are led by; discrete steps keep their read-out."
     targets: Tensor | TokenDist  # True tokens `(b, s)`, negative where there is none; or distributions `(b, s, k)`
     guidance_alpha: float | Tensor = 1.  # Share of the truth in [0, 1]: one number, one per step `(s,)`, or `(b, s)`
     kind: str = "clamp"  # "clamp": at least this share; "mix": this share, and the rest of the model's own
@@ -390,18 +403,21 @@ class Guidance:
         alpha = torch.as_tensor(self.guidance_alpha)
         if not bool(((alpha >= 0) & (alpha <= 1)).all()):
             raise ValueError(f"`guidance_alpha` must be in [0, 1], got {self.guidance_alpha}.")
+        shape = (self.targets.probs if isinstance(self.targets, TokenDist) else self.targets).shape[:2]
+        if alpha.dim() and alpha.shape[-1] != shape[1]:
+            raise ValueError(f"`guidance_alpha` must have one share per target, {shape[1]}, got {alpha.shape[-1]}.")
 
     def at(
         self,
         step: int,  # Counted from the start of the run
-    ) -> dict:  # The fields of `StepContext` that guide the step; empty past the last target
+    ) -> dict:  # The fields of StepContext that guide the step; empty past the last target
         "Target, share and kind of one step."
         if step >= (self.targets.probs if isinstance(self.targets, TokenDist) else self.targets).shape[1]: return {}
         alpha = torch.as_tensor(self.guidance_alpha)
         return dict(target=self.targets[:, step], guidance_alpha=alpha if alpha.dim() == 0 else alpha[..., step],
                     guidance=self.kind)
 
-    def everywhere(self) -> dict:  # The fields of `StepContext`, `(b, s)`
+    def everywhere(self) -> dict:  # The fields of StepContext, `(b, s)`
         "Targets, shares and kind of all steps at once."
         return dict(target=self.targets, guidance_alpha=self.guidance_alpha, guidance=self.kind)
 
@@ -417,10 +433,15 @@ class Think:
 
     def __post_init__(self):
         for name, least in (("max_tokens", 0), ("entropy_threshold", 0), ("patience", 1)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(f"`Think.{name}` must be at least {least}, got {value}.")
+            value, whole = getattr(self, name), name != "entropy_threshold"
+            if value is not None and (not value >= least or whole and value != int(value)):
+                raise ValueError(f"`Think.{name}` must be {'a whole number of ' if whole else ''}at least {least}, got {value}.")
         for name in ("start", "end"):
-            if (value := getattr(self, name)) is not None and len(value) == 0:
+            value = getattr(self, name)
+            if isinstance(value, Tensor): setattr(self, name, value := value.tolist())
+            if value is not None and not isinstance(value, (list, tuple, str)):
+                raise TypeError(f"`Think.{name}` must be a list of token ids, or text, got {value!r}.")
+            if value is not None and len(value) == 0:
                 raise ValueError(f"`Think.{name}` must hold at least one token, got {value!r}; None switches it off.")
 
     def bind(
@@ -452,7 +473,7 @@ def _last_match(input_ids, ids):
 def start_rows(
     self: Think,
     input_ids: Tensor,  # The prompt `(b, t)`
-) -> tuple[dict, Tensor]:  # Think state, and the `Phase` of each row `(b,)`
+) -> tuple[dict, Tensor]:  # Think state, and the Phase of each row `(b,)`
     "Where each row stands after the prompt."
     b, device = len(input_ids), input_ids.device
     zero = torch.zeros(b, dtype=torch.long, device=device)
@@ -479,10 +500,10 @@ def _ends_with(recent, ids):
 def __call__(
     self: Think,
     think_state: dict,  # `count`, `calm`, `position` `(b,)` and `recent` `(b, n)`
-    phase: Tensor,  # `Phase` of this step, `(b,)`
+    phase: Tensor,  # Phase of this step, `(b,)`
     entropy: Tensor,  # Nats, after temperature and before the filters, `(b,)`
     token: Tensor,  # Read-out of this step, `(b,)`
-) -> tuple[dict, Tensor, Tensor]:  # State, `Phase` of the next step, and the id to feed as a token now (-1: none)
+) -> tuple[dict, Tensor, Tensor]:  # State, Phase of the next step, and the id to feed as a token now (-1: none)
     "Close the span at its end sequence, its budget or the cold stop; open it at its start sequence."
     thinking, position = phase == Phase.THINK, think_state["position"]
     forced, position = self._inject(phase, position)
@@ -491,7 +512,9 @@ def __call__(
     closes, opens = thinking & _ends_with(recent, self.end), (phase == Phase.WAIT) & _ends_with(recent, self.start)
     count = think_state["count"] + (thinking & ~closes)
     cut, calm = self._cut(thinking, count, think_state["calm"], entropy)
-    after = torch.where(thinking & cut & ~closes, self._closed(), phase)
+    cut = thinking & cut & ~closes
+    position = torch.where(cut, self._begun(recent), position)
+    after = torch.where(cut, self._closed(), phase)
     after = torch.where(closes | (phase == Phase.END) & (position >= len(self.end or [])), int(Phase.ANSWER), after)
     after = torch.where(opens, self._opened(), after)
     state = dict(count=count, calm=calm, position=position, recent=recent.masked_fill(opens[:, None], -1))
@@ -507,6 +530,13 @@ def _inject(self: Think, phase, position):
     return torch.where(ending, end[position % len(end)], none), position + ending
 
 @patch
+def _begun(self: Think, recent):
+    "How many tokens of the end sequence have just been read out."
+    begun = torch.zeros_like(recent[:, 0])
+    for n in range(1, len(self.end or [])): begun = torch.where(_ends_with(recent, self.end[:n]), n, begun)
+    return begun
+
+@patch
 def _cut(self: Think, thinking, count, calm, entropy):
     "Rows that spent their budget or have been calm for long enough, and how long they have been calm."
     cut = torch.zeros_like(thinking)
@@ -518,7 +548,7 @@ def _cut(self: Think, thinking, count, calm, entropy):
 # %% ../nbs/02_rollout.ipynb #9603029b
 def soft_rollout(
     model,  # A causal language model
-    state: State,  # Where to start: `State.start(model, input_ids)`, or a state that a rollout returned
+    state: State,  # Where to start: State.start(model, input_ids), or a state that a rollout returned
     steps: int,  # How many tokens to choose, at most
     *,
     sampling: Callable | None = None,  # Mixing filters; None: the full softmax
@@ -526,12 +556,12 @@ def soft_rollout(
     think: Callable | None = None,  # Think policy; None: soft everywhere
     answer_sampling: Callable | None = None,  # Filters of discrete steps; None: as `sampling`
     guidance: Guidance | None = None,  # Ground truth to be led by
-    select: Callable | None = None,  # `(state, info) -> state` after each step, for instance to reorder beams
+    select: Callable | None = None,  # `(state, info) -> state` after each step, of as many rows; for instance to reorder beams
     grad: bool = False,  # Keep the graph: every logit is differentiable in what was fed before it
     do_sample: bool = False,  # Read-outs are drawn instead of the argmax
     generator: torch.Generator | list | None = None,  # One for all, or one per row (then keyed by row and step)
     snap: int | None = None,  # Bits of the grid that fed weights are rounded to; None is off
-    replay=None,  # A `SoftTrace` to feed instead of what is chosen; past its end the run is free
+    replay=None,  # A SoftTrace to feed instead of what is chosen; past its end the run is free
     processors: Callable | None = None,  # `(input_ids, logits) -> scores`, such as a `LogitsProcessorList`
     stopping: Callable | None = None,  # `(input_ids, scores) -> done (b,)`, such as a `StoppingCriteriaList`
     halt: Callable | None = None,  # The same, but ends the rollout without finishing its rows
@@ -543,6 +573,7 @@ def soft_rollout(
 ) -> tuple[State, list[StepInfo]]:
     "Drive the step in time, until all rows are done."
     _check_checkpointing(model)
+    _check_rollout(model, state, steps, guidance, stopping, grad)
     plugs = dict(sampling=sampling or Sampling(), mixer=mixer, answer_sampling=answer_sampling, think=think,
                  processors=processors, pad_token_id=pad_token_id, do_sample=do_sample, snap=snap,
                  embedding=model.get_input_embeddings())
@@ -606,6 +637,19 @@ def _raise_bad(info, step):
     row = info.bad.nonzero()[0, 0].item()
     raise ValueError(f"The logits of step {step}, row {row} are NaN, +inf or without a finite entry; "
                      "`remove_invalid_values=True` repairs them.")
+
+def _check_rollout(model, state, steps, guidance, stopping, grad):
+    "Rows of the guidance, and room in the context where no rule stops a row at its end."
+    if grad and torch.is_inference_mode_enabled():
+        raise ValueError("`grad=True` records nothing under `torch.inference_mode()`; call it outside.")
+    if guidance is not None:
+        rows = len(guidance.targets.probs if isinstance(guidance.targets, TokenDist) else guidance.targets)
+        if rows != len(state.input_ids):
+            raise ValueError(f"`guidance` must have targets for {len(state.input_ids)} rows, got {rows}.")
+    limit, positions = context_length(model), state.model_kwargs.get("position_ids")
+    if stopping is None and limit is not None and positions is not None and positions.dim() == 2:
+        if steps > (room := limit - int(positions[:, -1].max())):
+            raise ValueError(f"`steps` must be at most {room}, or the rollout leaves the model's context of {limit}, got {steps}.")
 
 def _check_checkpointing(model):
     if model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
@@ -696,7 +740,7 @@ class TraceStep:
     dist: TokenDist  # What was fed, `(b, k)`
     token: Tensor  # Read-out `(b,)`
     entropy: Tensor  # Nats `(b,)`
-    phase: Tensor  # `Phase`, `(b,)`
+    phase: Tensor  # Phase, `(b,)`
 
 @dataclass
 class SoftTrace:
@@ -705,7 +749,7 @@ class SoftTrace:
     probs: Tensor  # Weights that were fed `(s, b, k)`; what is missing to 1 is the mass of the rest
     token: Tensor  # Read-outs `(s, b)`
     entropy: Tensor  # Nats, after temperature and before the filters, `(s, b)`
-    phase: Tensor  # `Phase` in which the step was taken, `(s, b)`
+    phase: Tensor  # Phase in which the step was taken, `(s, b)`
     is_soft: Tensor  # Where a mixture was fed, `(s, b)`
     complete: Tensor  # Where the entries are all that was fed, `(s, b)`
     norm_ratio: Tensor | None = None  # Norm of the fed vector over the expected norm of its tokens, `(s, b)`
@@ -727,7 +771,7 @@ class SoftTrace:
 @patch(cls_method=True)
 def from_infos(
     cls: SoftTrace,
-    infos: list,  # `StepInfo` of each step, as `soft_rollout` returns them
+    infos: list,  # StepInfo of each step, as soft_rollout returns them
     embedding: nn.Module | None = None,  # Adds the off-manifold measures
     tokenizer=None,  # For text in plots and tables
     start: int = 0,  # Step of the run at which `infos` begin
@@ -939,17 +983,34 @@ def extend(
     think=None,  # Think policy; None: soft everywhere
 ) -> State:
     "Feed the pending soft token, then append tokens: the next turn. Rows that had finished keep their pads in sight."
-    if self.history is not None: raise NotImplementedError("Appending tokens needs a cache; start with the whole prompt.")
-    _, state = forward(model, self)
-    n, kwargs = input_ids.shape[1], dict(state.model_kwargs)
-    kwargs.pop("inputs_embeds", None)
-    if (mask := kwargs.get("attention_mask")) is not None:
-        kwargs["attention_mask"] = nn.functional.pad(mask, (0, n - 1), value=1)
-    if (positions := kwargs.get("position_ids")) is not None:
-        more = positions[..., -1:] + torch.arange(1, n, device=positions.device)
+    if _prompt_learner(model) is not None:
+        raise NotImplementedError("Appending tokens does not work with prompt learning; start with the whole prompt.")
+    *head, last = input_ids.split(1 if _stateful(self) else input_ids.shape[1], 1)
+    state = self
+    for token in head:  # a state-space cache takes one token at a time
+        _, state = forward(model, state)
+        state = replace(state, input_ids=torch.cat([state.input_ids, token], 1),
+                        soft=SoftToken(TokenDist.one_hot(token[:, 0]), token[:, 0]))
+    _, state = forward(model, state)
+    ids = torch.cat([state.input_ids, last], 1)
+    kwargs = {k: v for k, v in state.model_kwargs.items() if k != "inputs_embeds"}
+    new = replace(State.begin(ids, kwargs, think), step=self.step, vocab_size=self.vocab_size, history=state.history)
+    if _stateful(self): return replace(new, soft=SoftToken(TokenDist.one_hot(last[:, 0]), last[:, 0]))
+    return replace(new, model_kwargs=_longer(kwargs, last.shape[1] - 1), unseen=last.shape[1])
+
+def _stateful(state):
+    "Whether the past is not a plain list of positions: a state-space cache, or no cache at all."
+    layers = getattr(_cache(state.model_kwargs), "layers", [])
+    return not layers or any("Linear" in type(layer).__name__ for layer in layers)
+
+def _longer(kwargs, n):
+    "Mask and positions for `n` more tokens."
+    kwargs, mask, positions = dict(kwargs), kwargs.get("attention_mask"), kwargs.get("position_ids")
+    if mask is not None: kwargs["attention_mask"] = nn.functional.pad(mask, (0, n), value=1)
+    if positions is not None:
+        more = positions[..., -1:] + torch.arange(1, n + 1, device=positions.device)
         kwargs["position_ids"] = torch.cat([positions, more], -1)
-    new = State.begin(torch.cat([self.input_ids, input_ids], 1), kwargs, think)
-    return replace(new, step=state.step, unseen=n, vocab_size=state.vocab_size)
+    return kwargs
 
 # %% ../nbs/02_rollout.ipynb #d1ccf380
 @dataclass
@@ -1017,6 +1078,8 @@ def soft_decode(
         _check_config(config)
         think = _bound(think, None)
         if isinstance(think, Think): _check_ids("Think", [*(think.start or []), *(think.end or [])], embedding)
+        if sampling is not None and not callable(sampling):
+            raise TypeError(f"`sampling` must be a `Sampling` or another callable, got {sampling!r}.")
         if trace_k < 0: raise ValueError(f"`trace_k` must be at least 0 (0 keeps no trace), got {trace_k}.")
         sampling, processors = _split_filters(config, logits_processor or [], sampling)
         with _eval_mode(model):
@@ -1052,8 +1115,16 @@ def _begin(model, input_ids, model_kwargs, state, think, vocab_size):
         if new == 0 and bool(state.think_state) != hasattr(think, "start_rows"):
             raise ValueError("`think` must be given when a run starts and whenever it goes on, or never; this state was "
                              f"started {'with' if state.think_state else 'without'} it.")
+        _check_fresh(model, state)
         if new > 0: state = _room_for(state, new).extend(model, input_ids[:, -new:], think)
     return replace(state, vocab_size=vocab_size or state.vocab_size)
+
+def _check_fresh(model, state):
+    "Raise for a state whose cache has moved on since."
+    cache, known = _cache(state.model_kwargs), state.model_kwargs.get("position_ids")
+    if known is None or state.history is not None or _prompt_learner(model) is not None: return
+    if _past(cache, state) > known.shape[-1] - 1:
+        raise ValueError("This `state` was continued before, and its cache has moved on; go on from the newer state.")
 
 def _room_for(state, new):
     "The state, if its cache can take in `new` more tokens and the pending one."
@@ -1072,7 +1143,7 @@ def soft_generate(
     top_k: int | None = None,  # Mix the k likeliest tokens; None is off
     top_p: float | None = None,  # Mix the smallest set with this mass, in [0, 1]; None is off
     min_p: float | None = None,  # Mix tokens at least this likely relative to the likeliest; None is off
-    sampling: Callable | None = None,  # A `Sampling` (or a learned one) instead of the four above
+    sampling: Callable | None = None,  # A Sampling (or a learned one) instead of the four above
     answer_sampling: Callable | None = None,  # Filters of discrete steps; None: as the mixing filters
     mixer: Callable = plain_mixer,  # Distribution -> soft token
     think: Think | None = None,  # Where to be soft; None: everywhere
@@ -1103,7 +1174,7 @@ def soft_generate(
         sampling = _user_sampling(sampling, generation_config, named)
         config, kwargs = _user_config(model, generation_config, dict(
             kwargs, do_sample=do_sample, max_new_tokens=max_new_tokens, return_dict_in_generate=return_dict_in_generate))
-        if _rare_filters(config): config.update(**_in_config_words(sampling)); sampling = None
+        if _rare_filters(config): config.update(**_in_config_words(sampling, _rare_filters(config)[0])); sampling = None
         criteria = _user_criteria(stopping_criteria, stop_strings, generation_config, tokenizer)
         decode = partial(soft_decode, sampling=sampling, answer_sampling=answer_sampling, mixer=mixer, snap=snap,
                          think=_bound(think, tokenizer), generator=generator, streamer=stream,
@@ -1126,8 +1197,10 @@ def _user_sampling(sampling, config, named):
     value = lambda name: getattr(config, name, None) if named[name] is None else named[name]
     return Sampling(**{name: None if named[name] is None and value(name) == off[name] else value(name) for name in off})
 
-def _in_config_words(sampling):
-    "`sampling` in the words of a generation config."
+def _in_config_words(sampling, rare):
+    "`sampling` in the words of a generation config, where transformers' own warpers have to run."
+    if type(sampling) is not Sampling or sampling.temperature == 0 or sampling.temperature_last or sampling.mass is not None:
+        raise ValueError(f"`{rare}` runs among transformers' own warpers, which do not know {sampling}; leave one of them out.")
     return dict(temperature=sampling.temperature or 1., top_k=sampling.top_k or 0,
                 top_p=1. if sampling.top_p is None else sampling.top_p, min_p=sampling.min_p or 0.)
 
@@ -1173,7 +1246,9 @@ def _user_prompt(input_ids, attention_mask, state, kwargs):
         return dict(input_ids=torch.cat([state.input_ids, input_ids], 1))
     if input_ids is None and kwargs.get("inputs_embeds") is None:
         raise ValueError("`soft_generate` needs `input_ids`, `inputs_embeds` or `state`.")
-    if input_ids is not None and (input_ids.dim() != 2 or input_ids.shape[1] == 0):
-        raise ValueError(f"The prompt is empty: `input_ids` must be `(b, t)` with at least one token per row, got the "
-                         f"shape {tuple(input_ids.shape)}.")
+    if input_ids is not None and not (isinstance(input_ids, Tensor) and input_ids.dim() == 2):
+        given = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
+        raise ValueError(f"`input_ids` must be a tensor `(b, t)`, got {given}; a tokenizer returns one with `return_tensors='pt'`.")
+    if input_ids is not None and input_ids.shape[1] == 0:
+        raise ValueError("The prompt is empty: `input_ids` must hold at least one token per row.")
     return {k: v for k, v in dict(input_ids=input_ids, attention_mask=attention_mask).items() if v is not None}

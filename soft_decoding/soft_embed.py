@@ -6,9 +6,9 @@
 __all__ = ['is_plain_embedding', 'mix_embeds', 'SoftToken', 'plain_mixer', 'off_manifold', 'norm_mixer']
 
 # %% ../nbs/01_soft_embed.ipynb #401bd06d
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Callable
 
 import torch
 from fastcore.basics import patch
@@ -75,6 +75,8 @@ def _mix(dist, embedding, chunk):
     "The mixture before its cast, `(..., d)` in float32 or wider, and the dtype of the embedding."
     if dist.ids is not None and dist.ids.numel() <= chunk:
         rows = _rows(embedding, dist.ids)
+        if rows.dtype == dist.probs.dtype and not torch.is_grad_enabled() and is_plain_embedding(embedding):
+            return rows.mul_(dist.probs.unsqueeze(-1)).sum(-2), rows.dtype  # the rows are a copy of the table's
         return _weigh(dist.probs, rows), rows.dtype
     spans = _spans(dist, embedding, chunk)
     if dist.ids is None and is_plain_embedding(embedding) and embedding.weight.dtype == dist.probs.dtype:

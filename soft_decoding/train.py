@@ -8,8 +8,8 @@ __all__ = ['ENGINES', 'SHAPES', 'Batch', 'training_loss', 'sequential_engine', '
 
 # %% ../nbs/03_train.ipynb #79bf184d
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Callable
 
 import torch
 from torch import Tensor

@@ -44,8 +44,9 @@ def shown_output(output, directives, image, rich):
     if output['output_type'] == 'error': return fenced(f"{output['ename']}: {output['evalue']}")
     data = output['data']
     if 'image/png' in data:
-        alt = directives.get('fig-alt') or directives.get('fig-cap') or ''
-        return f"![{alt}]({image(base64.b64decode(text(data['image/png'])))})"
+        alt, link = directives.get('fig-alt') or directives.get('fig-cap') or '', image(base64.b64decode(text(data['image/png'])))
+        if not rich: return f'![{alt}]({link})'
+        return f"![{directives.get('fig-cap', '')}]({link}){{alt=\"{alt}\"}}"
     if rich and 'text/html' in data: return text(data['text/html'])
     if 'text/markdown' in data: return text(data['text/markdown'])
     return fenced(text(data['text/plain'])) if 'text/plain' in data else ''
