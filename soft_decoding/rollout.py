@@ -336,7 +336,8 @@ def choose(
     if ctx.snap is not None and soft.embeds is not None:
         raise ValueError("`snap` rounds the weights of a mixture, but this mixer feeds vectors of its own; leave one of them out.")
     if ctx.snap is not None and ctx.replay is None: soft = replace(soft, dist=soft.dist.snap(ctx.snap))
-    return soft, StepInfo(now, phase, entropy, invalid_rows(scores), is_soft, think_state, token, scores,
+    bad = entropy.isnan() if ctx.replay is None else invalid_rows(scores)  # an invalid row has no entropy
+    return soft, StepInfo(now, phase, entropy, bad, is_soft, think_state, token, scores,
                           embeds=soft.embeds)
 
 # %% ../nbs/02_rollout.ipynb #994fa845
