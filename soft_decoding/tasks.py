@@ -690,9 +690,10 @@ def collate_problems(
     items = [encode(p) if isinstance(p, Problem) else p for p in problems]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     lengths = [len(i["input_ids"]) for i in items]
-    fill = lambda name, value: torch.tensor([i[name] + [value] * (max(lengths) - n) for i, n in zip(items, lengths)])
+    t = max(lengths)
+    fill = lambda name, value: torch.tensor([i[name] + [value] * (t - n) for i, n in zip(items, lengths)])
     batch = dict(input_ids=fill("input_ids", pad), labels=fill("labels", -100), soft_mask=fill("soft_mask", False))
-    batch["attention_mask"] = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()  # (b, t)
+    batch["attention_mask"] = (torch.arange(t) < torch.tensor(lengths)[:, None]).long()  # (b, t)
     if all(i["soft"] is not None for i in items): batch["target_dists"] = _target_dists(items, batch)
     return batch
 
