@@ -47,7 +47,9 @@ def _batch(batch, context=None):
     if (labels[:, 1:] == -100).all(): raise ValueError("All `labels` are -100: there is nothing to learn in this batch.")
     if context is not None and ids.shape[1] > context:
         raise ValueError(f"The batch has {ids.shape[1]} positions, the model's context {context}; shorten it.")
-    return Batch(ids, mask, labels, soft, given.get("target_dists"), given.get("num_items_in_batch"))
+    dists = given.get("target_dists")
+    if dists is not None: dists = dists.map(lambda x: x.to(ids.device))
+    return Batch(ids, mask, labels, soft, dists, given.get("num_items_in_batch"))
 
 # %% ../nbs/03_train.ipynb #a6db259b
 def training_loss(
