@@ -743,7 +743,7 @@ class TraceStep:
     entropy: Tensor  # Nats `(b,)`
     phase: Tensor  # Phase, `(b,)`
 
-@dataclass
+@dataclass(repr=False)
 class SoftTrace:
     "What a rollout believed and fed, step by step: `s` steps, `b` rows, the best `k` entries."
     ids: Tensor  # `(s, b, k)`
@@ -759,6 +759,7 @@ class SoftTrace:
     tokenizer: object = None  # Turns ids into text in plots and tables
 
     def __len__(self): return len(self.ids)
+    def __repr__(self): return "SoftTrace({} steps, {} rows, best {})".format(*self.ids.shape)
     def __getitem__(self, step: int) -> TraceStep:
         return TraceStep(TokenDist(self.ids[step], self.probs[step]), self.token[step], self.entropy[step],
                          self.phase[step])
