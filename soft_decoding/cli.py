@@ -37,7 +37,8 @@ def _parser(
     "The options of a command, from the signature of its function and the comments beside it."
     width = min(100, shutil.get_terminal_size().columns)
     form = lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=width)
-    parser = _Parser(name, usage=f"{name} [prompt] [--option value ...]", description=func.__doc__,
+    usage = f"{name} {'[prompt] ' * ('prompt' in docments(func))}[--option value ...]"
+    parser = _Parser(name, usage=usage, description=func.__doc__,
                      allow_abbrev=False, formatter_class=form)
     parser._optionals.title = "help"
     group, heads = parser, {first: title for title, first in groups.items()}
@@ -672,9 +673,12 @@ def generate(
 
 # %% ../nbs/11_cli.ipynb #31e94c63
 BENCH_SIZES = {
-    "0.1M": dict(vocab_size=512, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96),
-    "25M": dict(vocab_size=32_000, hidden_size=384, num_hidden_layers=7, num_attention_heads=6, intermediate_size=1024),
-    "108M": dict(vocab_size=151_936, hidden_size=512, num_hidden_layers=9, num_attention_heads=8, intermediate_size=1536),
+    "0.1M": dict(vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+                 num_attention_heads=2),
+    "25M": dict(vocab_size=32_000, hidden_size=384, intermediate_size=1024, num_hidden_layers=7,
+                num_attention_heads=6),
+    "108M": dict(vocab_size=151_936, hidden_size=512, intermediate_size=1536, num_hidden_layers=9,
+                 num_attention_heads=8),
 }  # Name -> shape
 BENCH_TOKENS = {"0.1M": 64, "25M": 16, "108M": 8}  # New tokens of one run, where --tokens is silent
 
@@ -687,8 +691,8 @@ def bench_model(
     "A random Llama-shaped model with tied embeddings."
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
-    config = LlamaConfig(**BENCH_SIZES[size], tie_word_embeddings=True, initializer_range=.1, max_position_embeddings=8192,
-                         bos_token_id=None, eos_token_id=None, pad_token_id=0)
+    config = LlamaConfig(**BENCH_SIZES[size], tie_word_embeddings=True, initializer_range=.1,
+                         max_position_embeddings=8192, bos_token_id=None, eos_token_id=None, pad_token_id=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).to(device=device, dtype=_dtype(dtype)).eval()
@@ -705,7 +709,8 @@ def bench_variants(
     prompt = dict(attention_mask=torch.ones_like(input_ids), pad_token_id=0)
     def hf(n=tokens, **kwargs): return lambda: model.generate(input_ids, **prompt, max_new_tokens=n, **kwargs)
     def soft(n=tokens, trace=False, **kwargs):
-        return lambda: soft_generate(model, input_ids, **prompt, max_new_tokens=n, return_dict_in_generate=trace, **kwargs)
+        kwargs |= dict(prompt, max_new_tokens=n, return_dict_in_generate=trace)
+        return lambda: soft_generate(model, input_ids, **kwargs)
     greedy, longer = "HF greedy", "HF greedy, 4 x longer"
     return {
         greedy: (hf(do_sample=False), greedy),
@@ -746,7 +751,7 @@ def bench_rounds(
 ) -> list[dict]:  # One dict per round: name -> seconds, in the order of running
     "Time every variant once per round, in random order; the long ones in every fourth round."
     import random, time
-    rng, out, start = random.Random(seed), [], time.perf_counter()
+    rng, out = random.Random(seed), []
     for run, _ in variants.values(): run()
     start = time.perf_counter()
     for r in range(rounds):
@@ -763,11 +768,11 @@ def bench_ratios(
 ) -> dict:  # Name -> `median`, `low` and `high` quartile, `rounds`
     "Medians and quartiles over rounds, of seconds over the baseline's seconds in the same round."
     import torch
-    out = {}
+    out, at = {}, torch.tensor([.25, .5, .75], dtype=torch.float64)
     for name, base in baselines.items():
         ratios = [r[name] / r[base] for r in timed if name in r and base in r and r[base] > 0]
         if not ratios: continue
-        low, median, high = torch.tensor(ratios, dtype=torch.float64).quantile(torch.tensor([.25, .5, .75]).double()).tolist()
+        low, median, high = torch.tensor(ratios, dtype=torch.float64).quantile(at).tolist()
         out[name] = dict(median=median, low=low, high=high, rounds=len(ratios))
     return out
 
@@ -776,18 +781,20 @@ def _hardware(device, threads):
     "The processor or GPU by name."
     import platform
     import torch
-    if torch.device(device).type == "cuda": return dict(gpu=torch.cuda.get_device_name(device), cuda=torch.version.cuda)
+    if torch.device(device).type == "cuda":
+        return dict(gpu=torch.cuda.get_device_name(device), cuda=torch.version.cuda)
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
-    return dict(cpu=names[0] if names else platform.processor() or platform.machine(), cores=os.cpu_count(), threads=threads)
+    cpu = names[0] if names else platform.processor() or platform.machine()
+    return dict(cpu=cpu, cores=os.cpu_count(), threads=threads)
 
 def _versions():
     "Of what was measured."
     import platform
     import torch, transformers
     import soft_decoding
-    return dict(python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__,
-                soft_decoding=soft_decoding.__version__)
+    ours = {m.__name__: m.__version__ for m in (torch, transformers, soft_decoding)}
+    return dict(python=platform.python_version(), **ours)
 
 # %% ../nbs/11_cli.ipynb #4a60565e
 def _needs(size, batch, tokens, dtype):
@@ -795,8 +802,9 @@ def _needs(size, batch, tokens, dtype):
     import torch
     with torch.device("meta"): model = bench_model(size, dtype, device="meta")
     c, width = model.config, _dtype(dtype).itemsize
+    weights = sum(p.numel() for p in model.parameters())
     cache = 2 * c.num_hidden_layers * c.hidden_size * batch * (4 * tokens + 8)
-    return sum(p.numel() for p in model.parameters()) * 2 * width + 12 * 4 * batch * c.vocab_size + cache * 2 * width
+    return (weights + cache) * 2 * width + 12 * 4 * batch * c.vocab_size
 
 def _free(device):
     "Bytes that are free, or None where the system does not tell."
@@ -813,9 +821,10 @@ def bench_table(
     "Medians of the ratios, and half the distance between their quartiles, one column per setting."
     cells = [c for c in record["cells"] if "ratios" in c]
     names = list(dict.fromkeys(name for c in cells for name in c["ratios"]))
-    short = lambda x: f"{x:.2f}" if x < 10 else f"{x:.1f}"
-    show = lambda r: "" if r is None else f"{short(r['median'])}±{(r['high'] - r['low']) / 2:.2f}".replace("±0.", "±.")
-    lines = [[name] + [show(c["ratios"].get(name)) for c in cells] for name in names]
+    def show(r):
+        median = f"{r['median']:.2f}" if r["median"] < 10 else f"{r['median']:.1f}"
+        return f"{median}±{(r['high'] - r['low']) / 2:.2f}".replace("±0.", "±.")
+    lines = [[n] + [show(c["ratios"][n]) if n in c["ratios"] else "" for c in cells] for n in names]
     lines.insert(0, ["time over HF greedy"] + [f"{c['size']} b{c['batch']}" for c in cells])
     return "\n".join(f"{first:<25}" + "".join(f"{x:>9}" for x in rest) for first, *rest in lines)
 
@@ -823,18 +832,19 @@ def bench_table(
 def _items(option, text, known=None):
     "The parts of a list with commas; raise for what is not `known`, or not a positive whole number."
     parts = [p.strip() for p in str(text).split(",") if p.strip()]
-    if not parts: raise ValueError(f"`--{option}` is empty; give a list such as {','.join(known or ('1', '8'))}.")
+    if not parts: raise ValueError(f"`--{option}` is empty; give a list such as {','.join(known or '18')}.")
     for p in parts:
-        if known is not None and p not in known: raise ValueError(f"`--{option}` must be of {', '.join(known)}; got {p}.")
+        if known is not None and p not in known:
+            raise ValueError(f"`--{option}` must be of {', '.join(known)}; got {p}.")
         if known is None and not (p.isdecimal() and int(p) > 0):
-            raise ValueError(f"`--{option}` must be whole numbers of at least 1, with commas between them; got {p}.")
+            raise ValueError(f"`--{option}` must be whole numbers of at least 1, between commas; got {p}.")
     return parts if known else [int(p) for p in parts]
 
 def _check_bench(tokens, rounds, threads, dtype, out):
     "Refuse before anything is built what cannot work."
     for name, value in dict(tokens=tokens, rounds=rounds, threads=threads).items():
         if value is not None and value < 1: raise ValueError(f"`--{name}` must be at least 1, got {value}.")
-    if tokens is not None and tokens > 1024: raise ValueError(f"`--tokens` must be at most 1024, got {tokens}.")
+    if tokens is not None and tokens > 1024: raise ValueError(f"`--tokens` must be 1024 at most, got {tokens}.")
     _dtype(dtype)
     if out is not None: _check_writable("out", Path(out))
 
@@ -845,7 +855,7 @@ def _bench_cell(size, batch, o):
     tokens, cell = o.tokens or BENCH_TOKENS[size], dict(size=size, batch=batch)
     need, free = _needs(size, batch, tokens, o.dtype), _free(o.device)
     if free is not None and need > free:
-        return dict(cell, skipped=f"needs about {need / 2**30:.1f} GB of memory, {free / 2**30:.1f} GB are free")
+        return dict(cell, skipped=f"needs about {need / 2**30:.1f} GB, and {free / 2**30:.1f} GB are free")
     model = bench_model(size, o.dtype, o.device, o.seed)
     g = torch.Generator().manual_seed(o.seed)
     ids = torch.randint(1, model.config.vocab_size, (batch, 4), generator=g).to(o.device)
@@ -853,8 +863,9 @@ def _bench_cell(size, batch, o):
     timed = bench_rounds(variants, o.rounds, device=o.device, seed=o.seed, limit=o.limit)
     baselines = {name: base for name, (_, base) in variants.items()}
     traced = bench_ratios(timed, {"soft, k = 10, traced": "soft, k = 10"})["soft, k = 10, traced"]
-    return dict(cell, tokens=tokens, prompt=4, parameters=sum(p.numel() for p in model.parameters()), baselines=baselines,
-                ratios={**bench_ratios(timed, baselines), "trace over no trace": traced}, seconds=timed)
+    return dict(cell, tokens=tokens, prompt=4, parameters=sum(p.numel() for p in model.parameters()),
+                baselines=baselines, ratios={**bench_ratios(timed, baselines), "trace over no trace": traced},
+                seconds=timed)
 
 # %% ../nbs/11_cli.ipynb #40863e0e
 @command("soft_bench", **{"what is measured": "quick", "how": "rounds", "where": "device", "other": "out"})
@@ -875,7 +886,8 @@ def bench(
     "Measure what soft decoding costs: its time over that of transformers' greedy decoding, on random models."
     import torch
     _check_bench(tokens, rounds, threads, dtype, out)
-    chosen, batches = _items("sizes", sizes, list(BENCH_SIZES)), _items("batch", batch or ("1" if quick else "1,8"))
+    chosen = _items("sizes", sizes, list(BENCH_SIZES))
+    batches = _items("batch", ("1" if quick else "1,8") if batch is None else batch)
     o = SimpleNamespace(tokens=tokens, rounds=rounds, seed=seed, device=str(_device(device)), dtype=dtype,
                         limit=65 / (len(chosen) * len(batches)) if quick else None)
     was = torch.get_num_threads()
@@ -890,8 +902,8 @@ def _bench(o, sizes, batches, threads):
     "All settings, one after the other, with a line for each on standard error."
     import datetime
     clock = "seconds of this process" if o.device == "cpu" else "seconds on the wall, synchronised"
-    record = dict(date=datetime.date.today().isoformat(), config=dict(vars(o), sizes=sizes, batches=batches), clock=clock,
-                  versions=_versions(), hardware=_hardware(o.device, threads), cells=[])
+    record = dict(date=datetime.date.today().isoformat(), config=dict(vars(o), sizes=sizes, batches=batches),
+                  clock=clock, versions=_versions(), hardware=_hardware(o.device, threads), cells=[])
     for b in batches:
         for size in sizes:
             print(f"soft_bench: {size}, batch {b} ...", end=" ", file=sys.stderr, flush=True)
