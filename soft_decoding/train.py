@@ -162,7 +162,7 @@ def soft_sampling_train_step(
     sampling: Callable | None = None,  # Mixing filters; None: the full softmax
     mixer: Callable = plain_mixer,  # Distribution -> soft token
     beta: float = 0.,  # Weight of the entropy of the predictions
-    log: dict | None = None,  # Filled with what happened: passes, residual, hops, fallback, entropy
+    log: dict | None = None,  # Filled with what the parallel engine did: passes, residual, fallback, hops, hop_residual
 ) -> tuple[Tensor, Tensor]:  # Loss to differentiate, and the predicted tokens `(b, t)`, column 0 copied
     "One step of soft fine-tuning: the loss of a rollout that is led by the truth."
     if engine not in ENGINES: raise ValueError(f"`engine` must be one of {', '.join(ENGINES)}, got {engine!r}.")
