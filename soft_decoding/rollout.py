@@ -698,6 +698,7 @@ def soft_passes(
     generator: torch.Generator | list | None = None,  # For a mixer that draws
     noise: Tensor | None = None,  # Noise that every pass reuses, or the passes never settle
     tolerance: float | None = None,  # Stop when no fed vector changed by more, relative to its norm
+    agree: Callable | None = None,  # Number -> its maximum over processes, where all must run equally many passes
     grad: bool = False,  # Keep the graph
 ) -> tuple[State, PassInfo]:
     "Drive the step over all positions at once."
@@ -711,7 +712,7 @@ def soft_passes(
             soft, info = choose(logits[:, :-1], StepContext(phase, step=state.step, **plugs))
             fed, was = _shifted(soft, state, embedding), state.soft.to_embeds(embedding)
             change = (fed.embeds - was).norm(dim=-1) / was.norm(dim=-1).clamp_min(torch.finfo(was.dtype).tiny)
-            residuals.append(change.max().item())
+            residuals.append(change.max().item() if agree is None else agree(change.max().item()))
             state = replace(state, soft=fed, step=state.step + 1)
             if tolerance is not None and residuals[-1] <= tolerance: break
     return state, PassInfo(logits, info, residuals)
