@@ -14,7 +14,7 @@ _modules = dict(
             " SoftTrace SoftOutput Guidance",
     train="soft_sampling_train_step GuidanceSchedule bernoulli_guidance",
     tasks="Problem MNNS ProsQA gsm8k svamp extract_answer check_answer encode_problem collate_problems prompt_batch"
-          " word_tokenizer",
+          " word_tokenizer ChainDataset accuracy",
 )
 _homes = {name: module for module, names in _modules.items() for name in names.split()}
 __all__ = ["__version__", *_homes]

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['SPECIALS', 'ENTITIES', 'CONCEPTS', 'Problem', 'word_tokenizer', 'MNNS', 'distances', 'frontiers', 'ProsQA',
            'parse_number', 'extract_answer', 'check_answer', 'gsm8k', 'svamp', 'encode_problem', 'collate_problems',
-           'prompt_batch']
+           'prompt_batch', 'ChainDataset', 'clustered_error', 'accuracy']
 
 # %% ../nbs/09_tasks.ipynb #b9ae8d17
 import json, os, random, re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from itertools import combinations_with_replacement, permutations
+from itertools import accumulate, combinations_with_replacement, permutations, product
 from math import exp
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from .dist import TokenDist
+from .rollout import Think, soft_generate
 
 # %% ../nbs/09_tasks.ipynb #231e9c4f
 @dataclass
@@ -739,7 +741,148 @@ def redraw(
 ) -> Problem:
     "The same problem with another of its shortest paths."
     r = problem.record
-    path = _shortest_path(r["edges"], r["root"], r["target"], rng)
-    symbols = r["idx_to_symbol"]
-    if self.chain == "nodes": return replace(problem, chain=[symbols[v] for v in path[1:]])
-    return replace(problem, chain=[_sentence(symbols, *e) for e in zip(path, path[1:])])
+    return replace(problem, chain=self._spell(r, _shortest_path(r["edges"], r["root"], r["target"], rng)))
+
+@patch
+def _spell(self: ProsQA, record, path):
+    "A path as the strings of a chain."
+    symbols = record["idx_to_symbol"]
+    if self.chain == "nodes": return [symbols[v] for v in path[1:]]
+    return [_sentence(symbols, *e) for e in zip(path, path[1:])]
+
+# %% ../nbs/09_tasks.ipynb #d3356542
+@patch
+def chains(
+    self: MNNS,
+    problem: Problem,  # Any problem of this task
+    kind: str = "optimal",  # "optimal": those that end in the answer; "random": all
+) -> dict[tuple[str, ...], int]:  # Chain -> number of sign choices that lead to it
+    "Every discrete chain."
+    if kind not in ("optimal", "random"): raise ValueError(f"`kind` must be 'optimal' or 'random', got {kind!r}.")
+    digits = problem.record["digits"]
+    paths = [tuple(accumulate(path)) for path in product(*((d, -d) for d in digits))]
+    return Counter(tuple(map(str, p[:-1])) for p in paths if kind == "random" or p[-1] == self.solve(digits))
+
+@patch
+def chains(
+    self: ProsQA,
+    problem: Problem,  # Any problem of this task
+) -> dict[tuple[str, ...], int]:  # Chain -> 1
+    "Every shortest path."
+    r, dist = problem.record, distances(problem.record["edges"], problem.record["root"])
+    paths = [[r["target"]]]
+    while paths[0][0] != r["root"]:
+        paths = [[a, *p] for p in paths for a, b in r["edges"] if b == p[0] and dist.get(a) == dist[b] - 1]
+    return Counter(tuple(self._spell(r, p)) for p in paths)
+
+# %% ../nbs/09_tasks.ipynb #82f1c084
+class ChainDataset(torch.utils.data.Dataset):
+    "Problems encoded once: a list of indices gives a batch for training."
+    def __init__(
+        self,
+        problems: list[Problem],  # To train on
+        tokenizer,  # Of the model
+        kind: str = "soft",  # "soft", "hard", "pause" or "none": what the chain is made of
+        *,
+        chains: Callable | None = None,  # Problem -> {chain: weight}: "hard" draws one per visit; None: its own
+        pause: str | None = None,  # Token that "pause" feeds; None: the bos token
+        seed: int = 0,  # Of the drawn chains
+    ):
+        if kind not in (kinds := ("soft", "hard", "pause", "none")):
+            raise ValueError(f"`kind` must be one of {', '.join(kinds)}, got {kind!r}.")
+        if chains is not None and kind != "hard": raise ValueError(f"`chains` needs kind='hard', got {kind!r}.")
+        if kind in ("soft", "pause") and any(p.soft is None for p in problems):
+            raise ValueError(f"`problems` must have soft targets for kind={kind!r}; 'hard' does without.")
+        self.seed, rows = seed, []
+        options = [{tuple(p.chain): 1} if chains is None else chains(p) for p in problems]
+        for p, listed in zip(problems, options):
+            hard = [replace(p, chain=list(c), soft=None) for c in listed] if kind == "hard" else [p]
+            rows += [encode_problem(q, tokenizer, chain=kind != "none") for q in hard]
+        self.table = collate_problems(rows, tokenizer)
+        if kind == "pause": self.table = _paused(self.table, pause or tokenizer.bos_token, tokenizer)
+        self._index(options)
+        self.set_epoch(0)
+
+    def __len__(self): return len(self.first)
+
+def _paused(table, pause, tokenizer):
+    "The pause token in the place of the chain, which is no longer soft; labels and targets stay."
+    ids = table["input_ids"].masked_fill(table["soft_mask"], tokenizer.convert_tokens_to_ids(pause))
+    return dict(table, input_ids=ids, soft_mask=torch.zeros_like(table["soft_mask"]))
+
+# %% ../nbs/09_tasks.ipynb #09feb7e7
+@patch
+def _index(self: ChainDataset, options):
+    "Where the rows of each problem begin, and their cumulated weights `(n, m)`."
+    shares = [[w / sum(o.values()) for w in accumulate(o.values())] for o in options]
+    width = max(map(len, shares))
+    self.cumulated = torch.tensor([s + [1.] * (width - len(s)) for s in shares], dtype=torch.float64)
+    self.first = torch.tensor([0, *accumulate(map(len, shares))])[:-1]
+
+@patch
+def set_epoch(
+    self: ChainDataset,
+    epoch: int,  # Which one, from 0
+) -> None:
+    "Draw the chains of an epoch."
+    generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {epoch}").getrandbits(32))
+    uniform = torch.rand(len(self), 1, generator=generator, dtype=torch.float64)
+    self.row = self.first + (uniform >= self.cumulated).sum(-1)
+
+@patch
+def __getitems__(
+    self: ChainDataset,
+    indices: list[int],  # Which problems
+) -> dict:  # As `collate_problems`
+    "A batch, no longer than its longest row."
+    rows = self.row[torch.as_tensor(indices)]
+    t = int(self.table["attention_mask"][rows].sum(-1).max())
+    return {name: x[rows][:, :t] for name, x in self.table.items()}
+
+@patch
+def __getitem__(self: ChainDataset, index: int):
+    return {name: x[0] for name, x in self.__getitems__([index]).items()}
+
+@patch(as_prop=True)
+def collate(self: ChainDataset) -> Callable:
+    "The collator of a loader: a batch is a batch already."
+    return _same
+
+def _same(batch): return batch
+
+# %% ../nbs/09_tasks.ipynb #a5827f18
+def clustered_error(
+    right: list[bool],  # For each problem, whether it was solved
+    groups: list[str],  # For each problem, its group; at least two different ones
+) -> float:
+    "Standard error of the mean of `right`, with whole groups as the sampling unit."
+    average, total = sum(right) / len(right), Counter()
+    for x, g in zip(right, groups): total[g] += x - average
+    if len(total) < 2: raise ValueError(f"`groups` must hold at least 2 different groups, got {len(total)}.")
+    return (len(total) / (len(total) - 1) * sum(x * x for x in total.values())) ** .5 / len(right)
+
+# %% ../nbs/09_tasks.ipynb #34446e3e
+@delegates(soft_generate)
+def accuracy(
+    model,  # A causal language model
+    tokenizer,  # Of the model
+    problems: list[Problem],  # To solve
+    *,
+    steps: int | None = None,  # Of thinking, in tokens; None: as many as the longest chain has; 0: answer at once
+    batch_size: int = 512,  # Problems per batch
+    **kwargs,
+) -> dict[str, float]:  # `accuracy`; `se`, its standard error over groups; `n` problems
+    "The share of problems whose answer is right."
+    said = lambda p, text: len(_ids(tokenizer, text, add_special_tokens=False)) if text else 0
+    if steps is None: steps = max(said(p, p.sep + p.sep.join(p.chain)) for p in problems)
+    end, longest = problems[0].end, max(said(p, p.sep + p._tail) for p in problems)
+    options = dict(think=Think(max_tokens=steps, end=end or None), max_new_tokens=steps + longest)
+    options.update(kwargs, tokenizer=tokenizer, return_dict_in_generate=False)
+    right = []
+    for i in range(0, len(problems), batch_size):
+        prompts = {k: x.to(model.device) for k, x in prompt_batch(problems[i:i + batch_size], tokenizer).items()}
+        before = prompts["input_ids"].shape[1] + (0 if end else steps)
+        texts = tokenizer.batch_decode(soft_generate(model, **prompts, **options)[:, before:], skip_special_tokens=True)
+        right += [p.check(text.rpartition(end)[2] if end else text) for p, text in zip(problems[i:], texts)]
+    n, se = len(right), clustered_error(right, [p.group for p in problems])
+    return dict(accuracy=sum(right) / n, se=se, n=n)
