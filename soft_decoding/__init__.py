@@ -12,7 +12,8 @@ _modules = dict(
     soft_embed="mix_embeds SoftToken plain_mixer off_manifold norm_mixer",
     rollout="forward choose soft_rollout soft_passes soft_decode soft_generate State StepContext StepInfo Think Phase"
             " SoftTrace SoftOutput Guidance",
-    train="soft_sampling_train_step GuidanceSchedule bernoulli_guidance",
+    train="soft_sampling_train_step GuidanceSchedule bernoulli_guidance SoftTrainer SoftTrainingArguments SoftCollator"
+          " encode_rows freeze evaluate_batch complete_checkpoints",
     tasks="Problem MNNS ProsQA gsm8k svamp extract_answer check_answer encode_problem collate_problems prompt_batch"
           " word_tokenizer ChainDataset accuracy",
 )
