@@ -319,7 +319,8 @@ class GuidanceSchedule:
         "The share at this point of training."
         falls = 1 - self.warmup - self.hold
         x = 0. if progress <= self.warmup else 1. if progress >= 1 - self.hold else (progress - self.warmup) / falls
-        return self.start + (self.floor - self.start) * SHAPES[self.shape](x)
+        low, high = sorted((self.start, self.floor))
+        return min(max(self.start + (self.floor - self.start) * SHAPES[self.shape](x), low), high)  # against rounding
 
 # %% ../nbs/03_train.ipynb #690610d4
 def bernoulli_guidance(
@@ -688,7 +689,7 @@ class SoftTrainer(Trainer):
         **kwargs,  # Of `transformers.Trainer`
     ):
         args = SoftTrainingArguments("soft_model") if args is None else args
-        if peft_config is not None: model = _with_adapters(model, peft_config)
+        if peft_config is not None: model = _with_adapters(model, peft_config, args.seed)
         if args.kl_weight and reference is None and not hasattr(model, "disable_adapter"):
             raise ValueError("`kl_weight` needs a `reference`, or peft adapters that can be switched off.")
         if reference is not None: reference.eval().requires_grad_(False).to(args.device)
@@ -699,14 +700,17 @@ class SoftTrainer(Trainer):
         encode = partial(encode_rows, tokenizer=processing_class, max_length=args.max_length, context=context_length(model),
                          think=(args.think_start, args.think_end))
         each = lambda data: None if data is None else {k: encode(v) for k, v in data.items()} if type(data) is dict else encode(data)
+        self._encode = each
         super().__init__(self.soft, args, data_collator or SoftCollator(pad), each(train_dataset), each(eval_dataset),
                          processing_class, **kwargs)
         self.soft.together = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self.add_callback(_BaseLine(self))
 
-def _with_adapters(model, config):
+def _with_adapters(model, config, seed):
     from peft import get_peft_model
-    return get_peft_model(model, config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # the Trainer seeds only later
+        return get_peft_model(model, config)
 
 # %% ../nbs/03_train.ipynb #0bd903c2
 @patch
@@ -790,6 +794,16 @@ def prediction_step(
         out = model(**inputs, floor_samples=self.args.floor_samples)
     for k, v in out["sums"].items(): self._sums[k] = self._sums.get(k, 0.) + v
     return (out["loss"], None, None) if prediction_loss_only else (out["loss"], out["tokens"], inputs["labels"])
+
+@patch
+def evaluate(
+    self: SoftTrainer,
+    eval_dataset=None,  # Rows as in `encode_row`, or a dict of such; None: those of the trainer
+    *args,  # Of `Trainer.evaluate`, like the next
+    **kwargs,
+) -> dict:  # Metrics
+    "Evaluate, also on rows that are still text."
+    return Trainer.evaluate(self, eval_dataset if isinstance(eval_dataset, str) else self._encode(eval_dataset), *args, **kwargs)
 
 @patch
 def evaluation_loop(
