@@ -696,7 +696,8 @@ def _llama(shape, dtype, device, seed):
     "A random model of that shape."
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
-    config = LlamaConfig(**shape, max_position_embeddings=8192, bos_token_id=None, eos_token_id=None, pad_token_id=0)
+    config = LlamaConfig(**shape, max_position_embeddings=8192, bos_token_id=None, eos_token_id=None,
+                         pad_token_id=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).to(device=device, dtype=_dtype(dtype)).eval()
@@ -890,7 +891,7 @@ def bench(
     out: str = None,  # Write the record to this file, as JSON
     debug: bool = False,  # Show where an error came from
 ) -> dict:  # The record
-    "Measure what soft decoding costs, over transformers' greedy decoding, or soft training, over teacher forcing."
+    "What soft decoding costs over HF greedy decoding, or a step of soft training over teacher forcing."
     import torch
     _check_bench(tokens, rounds, threads, dtype, out, training)
     known = TRAIN_SIZES if training else BENCH_SIZES
@@ -899,7 +900,8 @@ def bench(
     batches = _items("batch", ("8" if training else "1" if quick else "1,8") if batch is None else batch)
     seconds = (10 if training else 65) / (len(chosen) * len(batches))
     o = SimpleNamespace(training=training, tokens=tokens, rounds=rounds or (5 if training else 25), seed=seed,
-                        device=str(_device(device)), dtype=dtype, quick=quick, limit=seconds if quick else None)
+                        device=str(_device(device)), dtype=dtype, quick=quick,
+                        limit=seconds if quick else None)
     was = torch.get_num_threads()
     torch.set_num_threads(threads)
     try: record = _bench(o, chosen, batches, threads)
@@ -927,8 +929,10 @@ def _decode_settings(o, sizes, batches):
 
 # %% ../nbs/11_cli.ipynb #02178e6c
 TRAIN_SIZES = {
-    "0.1M": dict(vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2),
-    "1M": dict(vocab_size=512, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4),
+    "0.1M": dict(vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+                 num_attention_heads=2),
+    "1M": dict(vocab_size=512, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
+               num_attention_heads=4),
     "12.6M": dict(vocab_size=8192, hidden_size=256, intermediate_size=1024, num_hidden_layers=8,
                   num_attention_heads=4),
 }  # Name -> shape; bytes are the first 256 entries of the vocabulary
@@ -960,7 +964,8 @@ def taught_model(
     import torch
     model, g = _llama(TRAIN_SIZES[size], "float32", device, seed), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(.9, .95), weight_decay=0.)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) * 8, steps - i) / max(steps, 8))
+    rise = lambda i: min((i + 1) * 8, steps - i) / max(steps, 8)  # and then fall
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rise)
     for _ in range(steps):
         ids = text_batch(8, 128, g).to(device)
         model(ids, labels=ids, use_cache=False).loss.backward()
@@ -1044,7 +1049,8 @@ def _memory_here(size, rows, tokens, share, options, o):
     "Bytes that one step takes in this process."
     import torch
     torch.set_num_threads(o["threads"])
-    model, cuda = _llama(TRAIN_SIZES[size], o["dtype"], o["device"], o["seed"]), torch.device(o["device"]).type == "cuda"
+    cuda = o["device"].startswith("cuda")
+    model = _llama(TRAIN_SIZES[size], o["dtype"], o["device"], o["seed"])
     ids = text_batch(rows, tokens, torch.Generator().manual_seed(o["seed"])).to(o["device"])
     _train_step(model, ids[:, :8], share, options)
     model.zero_grad()
@@ -1066,7 +1072,9 @@ def train_memory(
 ) -> dict:  # Name -> bytes
     "The most memory that a step of each variant takes, measured in a process of its own."
     import subprocess
-    code = "import json, sys; from soft_decoding.cli import _memory_here; print(_memory_here(*json.loads(sys.argv[1])))"
+    code = """import json, sys
+from soft_decoding.cli import _memory_here
+print(_memory_here(*json.loads(sys.argv[1])))"""
     o = dict(dtype=dtype, device=device, seed=seed, threads=threads)
     @cache
     def measure(share, options):
@@ -1075,21 +1083,24 @@ def train_memory(
         if done.returncode: raise RuntimeError(f"no memory measured: {done.stderr.strip().splitlines()[-1]}")
         return int(done.stdout.split()[-1])
     variants = TRAIN_VARIANTS if variants is None else variants
-    return {name: measure(.5 if share < 1 else share, json.dumps(options)) for name, (share, options, _) in variants.items()}
+    return {name: measure(.5 if share < 1 else share, json.dumps(options))
+            for name, (share, options, _) in variants.items()}
 
 # %% ../nbs/11_cli.ipynb #4431afe9
 def _train_settings(o, sizes, batches):
     "The name of each setting of training, and what measures it."
     teach = cache(lambda size: taught_model(size, dtype=o.dtype, device=o.device, seed=o.seed))
     tokens = [o.tokens] if o.tokens else [64] if o.quick else [128, 256]
-    return [(f"{size}, batch {b}, {t} tokens", lambda size=size, b=b, t=t: _train_cell(teach(size), size, b, t, o))
+    measure = lambda size, b, t: _train_cell(teach(size), size, b, t, o)
+    return [(f"{size}, batch {b}, {t} tokens", partial(measure, size, b, t))
             for size in sizes for b in batches for t in tokens]
 
 def _train_cell(model, size, rows, tokens, o):
     "One setting: seconds, ratios, memory and errors."
     import torch
     batch = text_batch(rows, tokens, torch.Generator().manual_seed(o.seed), held_out=True).to(o.device)
-    variants, exact = train_variants(model, batch), {name: base for name, (*_, base) in TRAIN_VARIANTS.items()}
+    variants = train_variants(model, batch)
+    exact = {name: base for name, (*_, base) in TRAIN_VARIANTS.items()}
     errors = train_errors(model, batch)
     timed = bench_rounds(variants, o.rounds, device=o.device, seed=o.seed, limit=o.limit)
     memory = train_memory(size, rows, tokens, dtype=o.dtype, device=o.device, seed=o.seed,
@@ -1107,7 +1118,8 @@ def _train_table(cell):
     for name, r in cell["ratios"].items():
         error, memory = cell["errors"].get(name), cell["memory"].get(name)
         shown = [f"{r['median']:.2f}±{(r['high'] - r['low']) / 2:.2f}".replace("±0.", "±."),
-                 f"{1 / cell['over_sequential'][name]['median']:.2f}", "" if memory is None else f"{memory / 1e6:.0f}",
+                 f"{1 / cell['over_sequential'][name]['median']:.2f}",
+                 "" if memory is None else f"{memory / 1e6:.0f}",
                  *(["exact"] * 2 if error is None else [f"{error[k]:.1e}" for k in ("logits", "gradient")])]
         lines.append(f"{name:<25}" + "".join(f"{x:>10}" for x in shown))
     return "\n".join(lines)
