@@ -220,7 +220,8 @@ def _forward_everywhere(model, state):
     "All positions in one run, without a cache: logits `(b, t, v)`."
     inputs = model.prepare_inputs_for_generation(state.input_ids, is_first_iteration=True, **state.model_kwargs)
     out = _runner(model)(**_swap(model, inputs, state), return_dict=True)
-    return out.logits[..., :_usable_vocabulary(model, state, out.logits.shape[-1])], state
+    outputs = {} if out.get("hidden_states") is None else dict(hidden_states=out.hidden_states)
+    return out.logits[..., :_usable_vocabulary(model, state, out.logits.shape[-1])], replace(state, outputs=outputs)
 
 # %% ../nbs/02_rollout.ipynb #b66fe2a4
 def _prompt_embeds(model, state):
@@ -561,6 +562,7 @@ def soft_rollout(
     grad: bool = False,  # Keep the graph: every logit is differentiable in what was fed before it
     do_sample: bool = False,  # Read-outs are drawn instead of the argmax
     generator: torch.Generator | list | None = None,  # One for all, or one per row (then keyed by row and step)
+    noise: Tensor | None = None,  # For a mixer that draws: noise of each step `(b, s, k)`, instead of new draws
     snap: int | None = None,  # Bits of the grid that fed weights are rounded to; None is off
     replay=None,  # A SoftTrace to feed instead of what is chosen; past its end the run is free
     processors: Callable | None = None,  # `(input_ids, logits) -> scores`, such as a `LogitsProcessorList`
@@ -575,6 +577,7 @@ def soft_rollout(
     "Drive the step in time, until all rows are done."
     _check_checkpointing(model)
     _check_rollout(model, state, steps, guidance, stopping, grad)
+    state = _ask_hidden(state, sampling)
     plugs = dict(sampling=sampling or Sampling(), mixer=mixer, answer_sampling=answer_sampling, think=think,
                  processors=processors, pad_token_id=pad_token_id, do_sample=do_sample, snap=snap,
                  embedding=model.get_input_embeddings())
@@ -586,7 +589,7 @@ def soft_rollout(
             if grad and not infos: _check_differentiable(model, _cache(state.model_kwargs))
             soft, info = choose(logits, StepContext(
                 state.phase, mode=mode, done=state.done if idle else None, **plugs,
-                **_step_fields(state, generator, guidance, replay)))
+                **_step_fields(state, generator, guidance, replay, noise)))
             input_ids = torch.cat([state.input_ids, info.token[:, None]], 1)
             done = state.done if stopping is None else state.done | stopping(input_ids, None)
             infos.append(_slim(info, soft, logits, state.outputs, trace_k, keep))
@@ -600,7 +603,7 @@ def soft_rollout(
     return state, infos
 
 # %% ../nbs/02_rollout.ipynb #32d6a236
-def _step_fields(state, generator, guidance, replay):
+def _step_fields(state, generator, guidance, replay, noise=None):
     "The part of the context that changes from step to step."
     hidden = state.outputs.get("hidden_states")
     return dict(
@@ -608,7 +611,13 @@ def _step_fields(state, generator, guidance, replay):
         generator=step_generators(generator, state.step), answer_generator=step_generators(generator, state.step, 1),
         hidden=None if hidden is None else hidden[-1][:, -1],
         replay=None if replay is None or not 0 <= (s := state.step - replay.start) < len(replay) else replay[s],
+        noise=None if noise is None else noise[:, state.step],
         **({} if guidance is None else guidance.at(state.step)))
+
+def _ask_hidden(state, *plugs):
+    "Let the model return its hidden states, if one of the plugs has `needs_hidden`."
+    if not any(getattr(p, "needs_hidden", False) for p in plugs): return state
+    return replace(state, model_kwargs=dict(state.model_kwargs, output_hidden_states=True))
 
 def _mode(state, bad=None):
     "Which kinds of rows the next step has, whether some are done, whether one failed: the one place where the loop waits."
@@ -705,11 +714,12 @@ def soft_passes(
     embedding, residuals = model.get_input_embeddings(), []
     plugs = dict(sampling=sampling or Sampling(), mixer=mixer, generator=generator, noise=noise, embedding=embedding,
                  mode="soft", **({} if guidance is None else guidance.everywhere()))
-    phase = torch.full_like(state.input_ids[:, 1:], int(Phase.THINK))
+    phase, state = torch.full_like(state.input_ids[:, 1:], int(Phase.THINK)), _ask_hidden(state, sampling)
     with torch.enable_grad() if grad else torch.no_grad():
         for _ in range(passes):
             logits, state = forward(model, state)
-            soft, info = choose(logits[:, :-1], StepContext(phase, step=state.step, **plugs))
+            hidden = state.outputs["hidden_states"][-1][:, :-1] if "hidden_states" in state.outputs else None
+            soft, info = choose(logits[:, :-1], StepContext(phase, step=state.step, hidden=hidden, **plugs))
             fed, was = _shifted(soft, state, embedding), state.soft.to_embeds(embedding)
             change = (fed.embeds - was).norm(dim=-1) / was.norm(dim=-1).clamp_min(torch.finfo(was.dtype).tiny)
             residuals.append(change.max().item() if agree is None else agree(change.max().item()))

@@ -116,6 +116,7 @@ def _in_time(model, batch, guidance, plugs, span, grad=False):
         return replace(state, soft=replace(state.soft, embeds=fed[-1]))
     steps = (ids.shape[1] if grad else last + 1) - first
     led = Guidance(guidance.targets[:, first - 1:], guidance.guidance_alpha[:, first - 1:], guidance.kind)
+    if plugs.get("noise") is not None: plugs = dict(plugs, noise=plugs["noise"][:, first - 1:])
     _, infos = soft_rollout(model, State.start(model, ids[:, :first]), steps, guidance=led, grad=grad, select=keep,
                             keep=("logits",) if grad else (), trace_k=0, **plugs)
     vectors = torch.cat([embedding(ids[:, :first]), torch.stack(fed, 1), embedding(ids[:, first + steps:])], 1)
@@ -255,6 +256,7 @@ def soft_sampling_train_step(
     guidance: str = "clamp",  # "clamp" or "mix"
     sampling: Callable | None = None,  # Mixing filters; None: the full softmax
     mixer: Callable = plain_mixer,  # Distribution -> soft token
+    noise: Tensor | None = None,  # For a mixer that draws: noise of positions 1 to t - 1, `(b, t - 1, k)`; the parallel engine needs it
     beta: float = 0.,  # Weight of the entropy of the predictions
     kl_weight: float = 0.,  # Weight of the KL to the reference, at least 0
     reference: nn.Module | None = None,  # Frozen model to stay near; None: `model` with its peft adapters off
@@ -263,13 +265,15 @@ def soft_sampling_train_step(
 ) -> tuple[Tensor, Tensor]:  # Loss to differentiate, and the predicted tokens `(b, t)`, column 0 copied
     "One step of soft fine-tuning: the loss of a rollout that is led by the truth."
     _check_step(model, engine, passes, hops, tolerance, kl_weight)
+    if engine == "parallel" and noise is None and hasattr(mixer, "log_prob") and not getattr(mixer, "deterministic", False):
+        raise ValueError("The parallel engine runs a mixer several times on one draw: give its `noise` (`mixer.noise_for`), or use the sequential one.")
     batch, log = _batch(batch, context_length(model)), {} if log is None else log
     guided = _guidance(batch, guidance_alpha, guidance)
     free = not bool((guided.guidance_alpha == 1).all())
     if agree is not None: free = bool(agree(free))
     if engine == "teacher" and free: raise ValueError(f"The teacher engine needs `guidance_alpha` 1, got {guidance_alpha}.")
     run = partial(ENGINES[engine], passes=passes, hops=hops, tolerance=tolerance, agree=agree) if free else teacher_engine
-    plugs, loss = dict(sampling=sampling, mixer=mixer), lambda logits: training_loss(model, logits, batch, beta)
+    plugs, loss = dict(sampling=sampling, mixer=mixer, noise=noise), lambda logits: training_loss(model, logits, batch, beta)
     value, logits = run(model, batch, guided, plugs, loss, log)
     if kl_weight:
         known = None if free or batch.target_dists is not None else logits
@@ -549,6 +553,8 @@ class SoftModule(nn.Module):
     ):
         super().__init__()
         self.model, self.options, self.log, self.together = model, options, {}, False
+        sampling = options.get("sampling")
+        self.learned = sampling if isinstance(sampling, nn.Module) else None  # trained beside the model
 
     def __getattr__(self, name):
         try: return super().__getattr__(name)
@@ -570,14 +576,23 @@ class SoftModule(nn.Module):
         "One step of training, or of evaluation."
         batch = dict(input_ids=input_ids, labels=labels, attention_mask=attention_mask, soft_mask=soft_mask, target_dists=target_dists)
         agree = _most if self.together else None
-        if self.together: batch = _pad_together(batch)
+        if self.together: batch, guidance_alpha = _pad_together(batch, guidance_alpha)
         if floor_samples is None:
-            loss, tokens = soft_sampling_train_step(self.model, dict(batch, num_items_in_batch=num_items_in_batch), guidance_alpha,
-                                                    agree=agree, log=self.log, **self.options)
-            return dict(loss=loss, tokens=tokens)
+            with _gathered(self):
+                loss, tokens = soft_sampling_train_step(self.model, dict(batch, num_items_in_batch=num_items_in_batch), guidance_alpha,
+                                                        noise=self._noise(batch["input_ids"]), agree=agree, log=self.log, **self.options)
+            if self.learned is not None: loss = loss + 0 * sum(p.sum() for p in self.learned.parameters())  # a graph also at share 1
+            return dict(loss=loss, tokens=tokens[:, :input_ids.shape[1]])
         options = {k: self.options[k] for k in ("guidance", "sampling", "mixer", "reference") if k in self.options}
         sums, tokens = evaluate_batch(self.model, batch, floor_samples=floor_samples, agree=agree, **options)
         return dict(loss=sums["loss"] / sums["targets"], tokens=tokens[:, :input_ids.shape[1]], sums=sums)
+
+    def _noise(self, ids):
+        "One draw for all passes, where the mixer can make it beforehand."
+        if not hasattr(self.options.get("mixer"), "noise_for"): return None
+        k = getattr(self.options.get("sampling"), "top_k", None) or self.model.config.get_text_config().vocab_size
+        like = torch.empty(ids.shape[0], ids.shape[1] - 1, k, device=ids.device, dtype=torch.promote_types(self.model.dtype, torch.float32))
+        return self.options["mixer"].noise_for(like)
 
 def _most(x):
     "The maximum of a number over all processes."
@@ -586,18 +601,27 @@ def _most(x):
     torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
     return value.item()
 
-def _pad_together(batch):
+@contextmanager
+def _gathered(module):
+    "Hops are backward passes inside the forward; FSDP 2 would free the outermost weights after the first of them."
+    free = getattr(module, "set_reshard_after_backward", lambda *args, **kwargs: None)
+    free(False, recurse=False)
+    try: yield
+    finally: free(True, recurse=False)
+
+def _pad_together(batch, share):
     "Where weights are sharded all processes must run the model equally often: give all batches one length."
     ids = batch["input_ids"]
-    if (extra := int(_most(ids.shape[1])) - ids.shape[1]) == 0: return batch
+    if (extra := int(_most(ids.shape[1])) - ids.shape[1]) == 0: return batch, share
     given = dict(batch, attention_mask=torch.ones_like(ids) if batch["attention_mask"] is None else batch["attention_mask"])
     pad = lambda x, value: None if x is None else torch.nn.functional.pad(x, (0, extra), value=value)
     out = {k: pad(v, -100 if k == "labels" else 0) for k, v in given.items() if k != "target_dists"}
-    if (dists := batch["target_dists"]) is None: return dict(out, target_dists=None)
+    if isinstance(share, Tensor) and share.dim() == 2: share = pad(share, 1.)
+    if (dists := batch["target_dists"]) is None: return dict(out, target_dists=None), share
     one = TokenDist.one_hot(out["input_ids"][:, -extra:], dists.probs.dtype)
     k = dists.probs.shape[-1]
     probs = torch.nn.functional.pad(one.probs, (0, k - 1))
-    return dict(out, target_dists=TokenDist(torch.cat([dists.ids, one.ids.expand(-1, -1, k)], 1), torch.cat([dists.probs, probs], 1)))
+    return dict(out, target_dists=TokenDist(torch.cat([dists.ids, one.ids.expand(-1, -1, k)], 1), torch.cat([dists.probs, probs], 1))), share
 
 # %% ../nbs/03_train.ipynb #1e9ccaf2
 @dataclass
@@ -681,7 +705,7 @@ class SoftTrainer(Trainer):
         eval_dataset=None,  # The same, or a dict of them
         processing_class=None,  # Tokenizer
         *,
-        sampling: Callable | None = None,  # Mixing filters; None: those of `args`
+        sampling: Callable | None = None,  # Mixing filters, trained too if they are a module; None: those of `args`
         mixer: Callable = plain_mixer,  # Distribution -> soft token
         guidance_schedule: Callable | None = None,  # Progress in [0, 1] -> share; None: that of `args`
         reference: nn.Module | None = None,  # Frozen model to stay near; None: under peft, the model without adapters
@@ -790,10 +814,20 @@ def prediction_step(
 ) -> tuple:  # Loss at share 0, tokens predicted on the free run, labels
     "Evaluate one batch, and add up its sums."
     inputs = self._prepare_inputs(inputs)
+    own, real = self._without_fillers(inputs)
     with torch.no_grad(), self.compute_loss_context_manager():
-        out = model(**inputs, floor_samples=self.args.floor_samples)
-    for k, v in out["sums"].items(): self._sums[k] = self._sums.get(k, 0.) + v
+        out = model(**own, floor_samples=self.args.floor_samples)
+    for k, v in out["sums"].items(): self._sums[k] = self._sums.get(k, 0.) + real * v
     return (out["loss"], None, None) if prediction_loss_only else (out["loss"], out["tokens"], inputs["labels"])
+
+@patch
+def _without_fillers(self: SoftTrainer, inputs):
+    "Rows repeated to give every process a last batch have no labels; 0 if a process has no others."
+    state, b = self.accelerator.gradient_state, len(inputs["input_ids"])
+    if not state.end_of_dataloader or state.remainder <= 0 or inputs.get("labels") is None: return inputs, 1.
+    left = state.remainder - self.args.process_index * b
+    filler = torch.arange(b, device=inputs["input_ids"].device) >= max(left, 1)
+    return dict(inputs, labels=inputs["labels"].masked_fill(filler[:, None], -100)), float(left > 0)
 
 @patch
 def evaluate(
@@ -835,9 +869,9 @@ class _BaseLine(TrainerCallback):
         if state.global_step or told or args.eval_strategy == "no" or isinstance(t.eval_dataset, dict): return
         total, count = 0., 0.
         for batch in t.get_eval_dataloader():
-            batch = t._prepare_inputs({k: v for k, v in batch.items() if k != "target_dists"})
+            batch, real = t._without_fillers(t._prepare_inputs({k: v for k, v in batch.items() if k != "target_dists"}))
             with torch.no_grad(), _evaluating(t.model_wrapped), t.compute_loss_context_manager():
-                n = (batch["labels"][:, 1:] != -100).sum()
+                n = real * (batch["labels"][:, 1:] != -100).sum()
                 total, count = total + t.model_wrapped(**batch)["loss"] * n, count + n
         total, count = (t.accelerator.reduce(x.float(), "sum") for x in (total, count))
         t.soft.log.clear()
@@ -853,12 +887,15 @@ def _bare(self: SoftTrainer, fn, *args):
 
 @patch
 def _save(self: SoftTrainer, output_dir=None, state_dict=None):
-    if state_dict is not None: state_dict = {k.removeprefix("model."): v for k, v in state_dict.items()}
+    if state_dict is not None: state_dict = {k.removeprefix("model."): v for k, v in state_dict.items() if k.startswith("model.")}
     self._bare(Trainer._save, output_dir, state_dict)
+    if self.soft.learned is not None and self.args.should_save: self.soft.learned.save_pretrained(output_dir or self.args.output_dir)
 
 @patch
 def _load_from_checkpoint(self: SoftTrainer, resume_from_checkpoint, model=None):
-    Trainer._load_from_checkpoint(self, resume_from_checkpoint, self.soft.model if model is None or model is self.soft else model)
+    inner = not self.is_fsdp_enabled and (model is None or model is self.soft)  # sharded weights were saved with the module's names
+    Trainer._load_from_checkpoint(self, resume_from_checkpoint, self.soft.model if inner else model)
+    if self.soft.learned is not None: self.soft.learned.load_saved(resume_from_checkpoint)
 
 @patch
 def _load_best_model(self: SoftTrainer):
@@ -883,6 +920,7 @@ def train(
 ):  # The Trainer's output
     "Train, from the beginning or from a checkpoint."
     if resume_from_checkpoint is True:
+        self.accelerator.wait_for_everyone()  # one process writes, all look
         done = complete_checkpoints(self.args.output_dir)
         resume_from_checkpoint = str(done[-1]) if done else None
         broken = set(Path(self.args.output_dir).glob("checkpoint-*")) - set(done)
