@@ -16,7 +16,7 @@ from .cli import SHIPPED, Incomplete, _sampling, command, find_model, load_model
 TRAIN_DEFAULTS = dict(
     shipped=dict(steps=800, lr=6e-3, batch_size=256, guidance_floor=0., guidance_warmup=.3, guidance_hold=.3, hops=0, eval_every=100,
                  save_every=200),
-    other=dict(steps=1000, lr=1e-4, batch_size=8, guidance_floor=.25, guidance_warmup=.1, guidance_hold=0., hops=4, eval_every=100,
+    other=dict(steps=1000, lr=1e-4, batch_size=8, guidance_floor=.25, guidance_warmup=.1, guidance_hold=0., hops=1, eval_every=100,
                save_every=100),
 )  # Where the command line is silent
 
@@ -252,7 +252,7 @@ def train(
     guidance: str = "clamp",  # clamp or mix (clamp)
     engine: str = "parallel",  # parallel or sequential (parallel)
     passes: int = None,  # Parallel: runs of the model (the values come from a rollout)
-    hops: int = None,  # Parallel: steps of feedback that the gradient reaches back (4; shipped kind 0)
+    hops: int = None,  # Parallel: steps of feedback that the gradient reaches back (1; shipped kind 0)
     tolerance: float = None,  # Parallel: passes and hops stop when they change less
     temperature: float = 1.,  # Of the fed mixtures (1)
     top_k: int = None,  # Of the fed mixtures; 0 is off (0)
