@@ -1,6 +1,6 @@
 """Train the model in `soft_decoding/assets/mnns`, or compare ways to train it.
 
-    python experiments/mnns/train.py             the shipped model, about two minutes of one core
+    python experiments/mnns/train.py             the shipped model, about a minute of one core
     python experiments/mnns/train.py --compare   every variant and seed that results/mnns.json does not hold yet
 """
 import argparse, fcntl, json, os, platform, tempfile, time
