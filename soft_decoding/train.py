@@ -24,7 +24,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from .dist import Sampling, TokenDist, step_generators
 from .soft_embed import SoftToken, off_manifold, plain_mixer
-from .rollout import Guidance, State, context_length, forward, soft_passes, soft_rollout
+from .rollout import Guidance, State, _shifted, context_length, forward, soft_passes, soft_rollout
 
 # %% ../nbs/03_train.ipynb #9baeb9ee
 @dataclass
@@ -177,12 +177,19 @@ def _evaluating(model):
     finally:
         for m in training: m.training = True
 
+def _teacher_forced(model, batch, guidance):
+    "The state in which the truth is fed: true tokens, or the true mixtures where targets are distributions."
+    state = State.everywhere(model, batch.input_ids, batch.attention_mask)
+    if batch.target_dists is None: return state
+    truth = SoftToken(guidance.targets, batch.input_ids[:, 1:])
+    return replace(state, soft=_shifted(truth, state, model.get_input_embeddings()))
+
 @torch.no_grad()
 def _values(model, batch, guidance, plugs, passes, tolerance, log, agree=None):
     "The fed vectors `(b, t, d)` without a graph: from passes that settle, else from a rollout in time."
     span, residuals, settled = _span(batch, agree), [], False
     if passes is None and tolerance is None: return _in_time(model, batch, guidance, plugs, span)[0]
-    state, exact = State.everywhere(model, batch.input_ids, batch.attention_mask), span[1] - span[0] + 1
+    state, exact = _teacher_forced(model, batch, guidance), span[1] - span[0] + 1
     limit = min(exact, (PASSES if passes is None else passes) - 1)
     if limit == 0: return state.soft.to_embeds(model.get_input_embeddings())
     while len(residuals) < limit and not settled and not (tolerance and _hopeless(residuals, tolerance, limit)):
@@ -214,12 +221,7 @@ def teacher_engine(model, batch, guidance, plugs, loss, log, **options):
     if batch.target_dists is None:
         logits = model(batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
         return loss(logits), logits
-    state, truth = State.everywhere(model, batch.input_ids, batch.attention_mask), guidance.targets
-    first = TokenDist.one_hot(batch.input_ids[:, :1], truth.probs.dtype)
-    widen = lambda x: torch.cat([x, x.new_zeros(*x.shape[:-1], truth.probs.shape[-1] - 1)], -1)
-    dist = TokenDist(torch.cat([first.ids.expand(-1, -1, truth.probs.shape[-1]), truth.ids], 1),
-                     torch.cat([widen(first.probs), truth.probs], 1))
-    logits, _ = forward(model, replace(state, soft=replace(state.soft, dist=dist)))
+    logits, _ = forward(model, _teacher_forced(model, batch, guidance))
     return loss(logits), logits
 
 # %% ../nbs/03_train.ipynb #e1ed8d84
@@ -728,7 +730,7 @@ class SoftTrainer(Trainer):
         super().__init__(self.soft, args, data_collator or SoftCollator(pad), each(train_dataset), each(eval_dataset),
                          processing_class, **kwargs)
         self.soft.together = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        self.add_callback(_BaseLine(self))
+        for hook in (_BaseLine, _Epochs): self.add_callback(hook(self))
 
 def _with_adapters(model, config, seed):
     from peft import get_peft_model
@@ -876,6 +878,13 @@ class _BaseLine(TrainerCallback):
         total, count = (t.accelerator.reduce(x.float(), "sum") for x in (total, count))
         t.soft.log.clear()
         t.log(dict(base_perplexity=(total / count).exp().item()))
+
+class _Epochs(TrainerCallback):
+    "Tell a dataset that draws by epoch which one begins; the loader of a resumed epoch does not."
+    def __init__(self, trainer): self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if hasattr(data := self.trainer.train_dataset, "set_epoch"): data.set_epoch(int(state.epoch or 0))
 
 # %% ../nbs/03_train.ipynb #f2064ab3
 @patch

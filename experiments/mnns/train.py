@@ -153,10 +153,8 @@ def run(cfg, name, seed, data, heldout):
     look = Look(cfg.every, partial(read_out, v.kind, model, tokenizer, heldout[:cfg.look]))
     data.seed = seed  # of drawn chains
     with tempfile.TemporaryDirectory() as folder:
-        share = (args := arguments(cfg, name, seed, folder)).schedule()
-        trainer = SoftTrainer(
-            model, args, train_dataset=data, data_collator=data.collate, processing_class=tokenizer, callbacks=[look],
-            guidance_schedule=lambda progress: max(0., share(progress)))  # its rounding may end below 0
+        trainer = SoftTrainer(model, arguments(cfg, name, seed, folder), train_dataset=data, data_collator=data.collate,
+                              processing_class=tokenizer, callbacks=[look])
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
