@@ -107,7 +107,7 @@ def command(
     return decorate
 
 # %% ../nbs/11_cli.ipynb #340e8efe
-SHIPPED = Path(str(files("soft_decoding")))/"assets"/"mnns"  # Made by `experiments/mnns_first`
+SHIPPED = Path(str(files("soft_decoding")))/"assets"/"mnns"  # Made by `experiments/mnns`
 
 def find_model(
     model: str | None,  # Hub id or folder; None: the shipped model
