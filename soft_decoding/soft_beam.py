@@ -85,25 +85,26 @@ class Cells:
         "Log-mass and likeliest token of each cell."
         if self.count is None: return token_children(log_p, dist.ids, keep)
         group, count = self._groups(dist, ends)
-        peak, k = log_p.new_full((len(log_p), count), -math.inf).scatter_reduce(-1, group, log_p, "amax"), log_p.shape[-1]
-        shift = torch.where(peak > -math.inf, peak, 0.)  # of an empty cell
-        mass = torch.zeros_like(peak).scatter_add(-1, group, (log_p - shift.gather(-1, group)).exp())
-        place = torch.where(log_p == peak.gather(-1, group), torch.arange(k, device=group.device), k - 1)
-        first = torch.full(peak.shape, k - 1, device=group.device).scatter_reduce(-1, group, place, "amin")
-        return Children(shift + mass.log(), dist._at(first), group)
+        inside = group.unsqueeze(1) == torch.arange(count, device=group.device)[:, None]  # (r, c, k)
+        own = log_p.unsqueeze(1).masked_fill(~inside, -math.inf)
+        return Children(own.logsumexp(-1), dist._at(own.argmax(-1)), group)
 
     def _groups(self, dist, ends):
         "The cell of each entry, and how many cells there are."
         if self.count == 1: return torch.zeros_like(dist.probs, dtype=torch.long), 1
+        if not len(ends): return self._assigned(dist), self.count
         ids = torch.arange(dist.probs.shape[-1], device=ends.device) if dist.ids is None else dist.ids
         is_end = (ids.unsqueeze(-1) == ends).expand(*dist.probs.shape, len(ends))
         ended = is_end.any(-1)
-        group = self.assign(TokenDist(dist.ids, dist.probs.masked_fill(ended, 0)), self.count)
-        if self.assign is not equal_mass and (group.shape != dist.probs.shape or not bool(((group >= 0) & (group < self.count)).all())):
-            raise ValueError(f"`Cells.assign` must give each entry {tuple(dist.probs.shape)} a cell in [0, {self.count}), got "
-                             f"{tuple(group.shape)} in [{group.min()}, {group.max()}].")
-        if not len(ends): return group, self.count
+        group = self._assigned(TokenDist(dist.ids, dist.probs.masked_fill(ended, 0)))
         return torch.where(ended, self.count + is_end.long().argmax(-1), group), self.count + len(ends)
+
+    def _assigned(self, dist):
+        "What `assign` says, checked where it is not ours."
+        group = self.assign(dist, self.count)
+        if self.assign is equal_mass or group.shape == dist.probs.shape and bool(((group >= 0) & (group < self.count)).all()): return group
+        raise ValueError(f"`Cells.assign` must give each entry {tuple(dist.probs.shape)} a cell in [0, {self.count}), got "
+                         f"{tuple(group.shape)} in [{group.min()}, {group.max()}].")
 
     def feed(
         self,
