@@ -14,7 +14,7 @@ _modules = dict(
             " SoftTrace SoftOutput Guidance",
     train="soft_sampling_train_step GuidanceSchedule bernoulli_guidance SoftTrainer SoftTrainingArguments SoftCollator"
           " encode_rows freeze evaluate_batch complete_checkpoints",
-    gumbel="GumbelMixer DirichletMixer GaussianMixer KSampleMixer MoIMixer PlainMixer gumbel_noise anneal",
+    gumbel="GumbelMixer DirichletMixer GaussianMixer KSampleMixer MoIMixer PlainMixer gumbel_noise anneal Anneal",
     soft_beam="soft_beam_decode Cells Branch Collapse SoftBeamOutput",
     learnable_temp="LearnableSampling",
     tasks="Problem MNNS ProsQA gsm8k svamp extract_answer check_answer encode_problem collate_problems prompt_batch"

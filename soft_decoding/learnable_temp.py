@@ -6,13 +6,13 @@
 __all__ = ['WEIGHTS', 'CONFIG', 'bounded', 'min_p_threshold', 'top_k_threshold', 'LearnableSampling']
 
 # %% ../nbs/06_learnable_temp.ipynb #4707e6ca
-import json, math
+import json, math, warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .dist import TokenDist, _normalise, _tempered, logits_entropy
+from .dist import TokenDist, _normalise, _tempered, _top_k, logits_entropy
 
 # %% ../nbs/06_learnable_temp.ipynb #5d4d95f5
 def bounded(
@@ -63,10 +63,10 @@ class LearnableSampling(nn.Module):
         hard: bool = False,  # Filter hard, and let only the gradient see the soft gates
     ):
         super().__init__()
-        starts = dict(temperature=temperature, top_k=top_k, min_p=min_p)
-        self.config = dict(starts, condition=condition, hidden_size=hidden_size, reach=reach, sharpness=sharpness, hard=hard)
+        starts = {k: None if v is None else float(v) for k, v in dict(temperature=temperature, top_k=top_k, min_p=min_p).items()}
+        self.config = dict(starts, condition=condition, hidden_size=hidden_size, reach=float(reach), sharpness=float(sharpness), hard=hard)
         _check_learnable(**self.config)
-        self.starts = {k: float(v) for k, v in starts.items() if v is not None}
+        self.starts = {k: v for k, v in starts.items() if v is not None}
         self.condition, self.reach, self.sharpness, self.hard = condition, reach, sharpness, hard
         width = {None: 0, "phase": 5, "entropy": 1, "hidden": hidden_size}[condition]
         self.theta = nn.Parameter(torch.zeros(len(self.starts)))
@@ -88,14 +88,14 @@ class LearnableSampling(nn.Module):
 
 def _check_learnable(temperature, top_k, min_p, condition, hidden_size, reach, sharpness, hard):
     "Refuse what has no meaning."
-    if not temperature > 0: raise ValueError(f"`temperature` must be positive to be learned, got {temperature}.")
-    if top_k is not None and not top_k >= 1: raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+    if temperature is None or not 0 < temperature < math.inf: raise ValueError(f"`temperature` must be positive to be learned, got {temperature}.")
+    if top_k is not None and not 1 <= top_k < math.inf: raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
     if min_p is not None and not 0 < min_p < 1: raise ValueError(f"`min_p` must be in (0, 1) to be learned, got {min_p}.")
     if condition not in (None, "phase", "entropy", "hidden"):
         raise ValueError(f"`condition` must be None, 'phase', 'entropy' or 'hidden', got {condition!r}.")
     if (condition == "hidden") != (hidden_size is not None): raise ValueError("`hidden_size` goes with condition='hidden', and only with it.")
-    if not reach > 1: raise ValueError(f"`reach` must be above 1, got {reach}.")
-    if not sharpness > 0: raise ValueError(f"`sharpness` must be positive, got {sharpness}.")
+    if not 1 < reach < math.inf: raise ValueError(f"`reach` must be above 1, got {reach}.")
+    if not 0 < sharpness < math.inf: raise ValueError(f"`sharpness` must be positive, got {sharpness}.")
 
 # %% ../nbs/06_learnable_temp.ipynb #0be8abfb
 from fastcore.basics import patch
@@ -115,10 +115,12 @@ def settings(
 @patch
 def _features(self: LearnableSampling, logits, ctx):
     "What the settings depend on, `(..., f)`."
-    if self.condition == "phase": return torch.nn.functional.one_hot(ctx.phase, 5).to(self.theta.dtype)
-    if self.condition == "entropy": return (logits_entropy(logits, None) / math.log(logits.shape[-1])).unsqueeze(-1).to(self.theta.dtype)
-    if ctx is None or ctx.hidden is None: raise ValueError("condition='hidden' needs the model's hidden states, which the drivers of this package give.")
-    return ctx.hidden.to(self.theta.dtype)
+    if self.condition == "entropy": return (logits_entropy(logits, None) / math.log(max(logits.shape[-1], 2))).unsqueeze(-1).to(self.theta.dtype)
+    given = getattr(ctx, self.condition, None)
+    if given is None: raise ValueError(f"condition={self.condition!r} needs the step's context, which the drivers of this package give.")
+    if self.condition == "phase": return torch.nn.functional.one_hot(given, 5).to(self.theta.dtype)
+    if given.shape[-1] != self.weight.shape[-1]: raise ValueError(f"`hidden_size` must be that of the model, {given.shape[-1]}, got {self.weight.shape[-1]}.")
+    return given.to(self.theta.dtype)
 
 @patch
 def forward(
@@ -127,6 +129,7 @@ def forward(
     ctx=None,  # The step's context
 ) -> tuple[TokenDist, Tensor]:  # The distribution, and the entropy `(...)` in nats after temperature, before the filters
     "Temperature, then the gates; invalid rows come out as NaN."
+    if logits.device != self.theta.device: raise ValueError(f"The sampling must be on the model's device, {logits.device}, got {self.theta.device}; move it with `.to`.")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     values = {k: v.to(logits.dtype) for k, v in self.settings(logits, ctx).items()}
     tempered = _tempered(logits, values["temperature"])
@@ -136,13 +139,15 @@ def forward(
     if not self.hard or len(values) == 1: return TokenDist(ids, _normalise(soft)), entropy
     with torch.no_grad(): kept = _normalise(self._filter(tempered, values))
     probs = _normalise(soft)
-    return TokenDist(ids, kept + probs - probs.detach()), entropy
+    return TokenDist(ids, kept + (probs - probs.detach())), entropy
 
 @patch
 def _candidates(self: LearnableSampling, tempered):
     "As many of the largest logits as the gate could ever keep."
-    k = min(tempered.shape[-1], math.ceil(self.bounds("top_k")[1]) + 1)
-    return tempered.topk(k, -1)
+    v = tempered.shape[-1]
+    if self.starts["top_k"] >= v: warnings.warn(f"`top_k` starts at {self.starts['top_k']:g} of {v} tokens: it keeps them all, and cannot learn.")
+    ids, best = _top_k(tempered, min(v, math.ceil(self.bounds("top_k")[1]) + 1))
+    return best, ids
 
 @patch
 def _gate(self: LearnableSampling, x, values):
@@ -156,7 +161,9 @@ def _gate(self: LearnableSampling, x, values):
 def _filter(self: LearnableSampling, x, values):
     "The same with hard gates."
     out = x
-    if "top_k" in values: out = out.masked_fill(x < top_k_threshold(x, values["top_k"]), -torch.inf)
+    if "top_k" in values:
+        rank = torch.arange(x.shape[-1], device=x.device)  # among equal logits the first ones stay
+        out = out.masked_fill((x < top_k_threshold(x, values["top_k"])) | (rank >= values["top_k"].ceil()), -torch.inf)
     if "min_p" in values: out = out.masked_fill(x < min_p_threshold(x, values["min_p"]), -torch.inf)
     return out
 

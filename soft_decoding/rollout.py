@@ -562,7 +562,7 @@ def soft_rollout(
     grad: bool = False,  # Keep the graph: every logit is differentiable in what was fed before it
     do_sample: bool = False,  # Read-outs are drawn instead of the argmax
     generator: torch.Generator | list | None = None,  # One for all, or one per row (then keyed by row and step)
-    noise: Tensor | None = None,  # For a mixer that draws: noise of each step `(b, s, k)`, instead of new draws
+    noise: Tensor | None = None,  # For a mixer that draws: noise of each step `(b, s, k)`, or per token `(b, s, v)`, instead of new draws
     snap: int | None = None,  # Bits of the grid that fed weights are rounded to; None is off
     replay=None,  # A SoftTrace to feed instead of what is chosen; past its end the run is free
     processors: Callable | None = None,  # `(input_ids, logits) -> scores`, such as a `LogitsProcessorList`
@@ -575,9 +575,10 @@ def soft_rollout(
     progress: bool = False,  # Show a progress bar
 ) -> tuple[State, list[StepInfo]]:
     "Drive the step in time, until all rows are done."
+    _check_plugs(sampling=sampling, mixer=mixer, answer_sampling=answer_sampling, think=think)
     _check_checkpointing(model)
     _check_rollout(model, state, steps, guidance, stopping, grad)
-    state = _ask_hidden(state, sampling)
+    state = _ask_hidden(state, sampling, answer_sampling)
     plugs = dict(sampling=sampling or Sampling(), mixer=mixer, answer_sampling=answer_sampling, think=think,
                  processors=processors, pad_token_id=pad_token_id, do_sample=do_sample, snap=snap,
                  embedding=model.get_input_embeddings())
@@ -647,6 +648,12 @@ def _raise_bad(info, step):
     row = info.bad.nonzero()[0, 0].item()
     raise ValueError(f"The logits of step {step}, row {row} are NaN, +inf or without a finite entry; "
                      "`remove_invalid_values=True` repairs them.")
+
+def _check_plugs(**plugs):
+    "Refuse what cannot be called with a step, such as a class in the place of its object."
+    for name, plug in plugs.items():
+        if plug is not None and (isinstance(plug, type) or not callable(plug)):
+            raise TypeError(f"`{name}` must be an object or function that a step can call, got {plug!r}.")
 
 def _check_rollout(model, state, steps, guidance, stopping, grad):
     "Rows of the guidance, and room in the context where no rule stops a row at its end."
@@ -920,7 +927,7 @@ def _check_config(config):
     "Refuse what soft decoding would have to ignore."
     if (config.num_beams or 1) > 1:
         raise NotImplementedError(f"`num_beams` must be 1 for soft decoding, got {config.num_beams}; for beam search, "
-                                  "call `generate` without `custom_generate`.")
+                                  "call `generate` without `custom_generate`, for soft beams with `soft_beam_decode`.")
     if config.guidance_scale not in (None, 1):
         raise NotImplementedError("`guidance_scale` runs the model a second time on token ids, which does not see the "
                                   "mixtures; leave it out.")
@@ -1091,8 +1098,7 @@ def soft_decode(
         _check_config(config)
         think = _bound(think, None)
         if isinstance(think, Think): _check_ids("Think", [*(think.start or []), *(think.end or [])], embedding)
-        if sampling is not None and not callable(sampling):
-            raise TypeError(f"`sampling` must be a `Sampling` or another callable, got {sampling!r}.")
+        _check_plugs(sampling=sampling, mixer=mixer, answer_sampling=answer_sampling, think=think)
         if trace_k < 0: raise ValueError(f"`trace_k` must be at least 0 (0 keeps no trace), got {trace_k}.")
         sampling, processors = _split_filters(config, logits_processor or [], sampling)
         with _eval_mode(model):

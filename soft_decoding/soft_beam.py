@@ -7,7 +7,7 @@ __all__ = ['Children', 'token_children', 'equal_mass', 'Cells', 'Branch', 'Colla
            'soft_beam_decode']
 
 # %% ../nbs/05_soft_beam.ipynb #0abc2e27
-import copy, math
+import copy, difflib, inspect, math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -21,7 +21,8 @@ from .dist import TokenDist, _top, step_generators
 from .gumbel import gumbel_noise
 from .rollout import (
     ContextLimit, Phase, SoftTrace, State, Think, _bound, _cache, _check_config, _check_ids, _check_prompt, _eval_mode,
-    _feed, _limits, _slim, _split_filters, _stateful, _text_config, _widen, check_model, forward, soft_rollout)
+    _check_plugs, _feed, _limits, _prompt_learner, _slim, _split_filters, _stateful, _text_config, _widen, check_model, forward,
+    soft_decode, soft_rollout)
 from .soft_embed import SoftToken, mix_embeds
 
 # %% ../nbs/05_soft_beam.ipynb #5217025b
@@ -53,6 +54,12 @@ def token_children(
     log_p, slot = _top(log_p, keep)
     return Children(log_p, slot if ids is None else ids.gather(-1, slot))
 
+def _whole(name, value, more=""):
+    "A whole number of at least 1, as an int."
+    if not isinstance(value, (int, float)) or not 1 <= value < math.inf or value != int(value):
+        raise ValueError(f"`{name}` must be a whole number of at least 1{more}, got {value!r}.")
+    return int(value)
+
 # %% ../nbs/05_soft_beam.ipynb #a4fa58f6
 def equal_mass(
     dist: TokenDist,  # `(r, k)`
@@ -72,8 +79,7 @@ class Cells:
     assign: Callable = equal_mass  # `(dist, count) -> cell of each entry (r, k)`
 
     def __post_init__(self):
-        if self.count is not None and (self.count != int(self.count) or self.count < 1):
-            raise ValueError(f"`Cells.count` must be a whole number of at least 1 (None: a token each), got {self.count}.")
+        if self.count is not None: self.count = _whole("Cells.count", self.count, "; None is a token each")
 
     def children(
         self,
@@ -127,8 +133,8 @@ class Branch:
     share: float = .5  # Of the token, in (0, 1]; 1 is beam search
 
     def __post_init__(self):
-        if not 0 < self.share <= 1:
-            raise ValueError(f"`Branch.share` must be in (0, 1] (at 0 all children are fed the same), got {self.share}.")
+        if not isinstance(self.share, (int, float)) or not 0 < self.share <= 1:
+            raise ValueError(f"`Branch.share` must be in (0, 1] (at 0 all children are fed the same), got {self.share!r}.")
 
     def children(self, dist: TokenDist, log_p: Tensor, ends: Tensor, keep: int | None = None) -> Children:
         "One child per token."
@@ -146,8 +152,7 @@ class Collapse:
     measure: bool = False  # Record how far each fold moves the next-token distribution; costs one run of the model per fold
 
     def __post_init__(self):
-        if self.every != int(self.every) or self.every < 1:
-            raise ValueError(f"`Collapse.every` must be a whole number of at least 1, got {self.every}.")
+        self.every = _whole("Collapse.every", self.every)
 
     def children(self, dist: TokenDist, log_p: Tensor, ends: Tensor, keep: int | None = None) -> Children:
         "One child per token."
@@ -350,7 +355,7 @@ def _rebuild(self: _BeamSearch, state, soft, rows, folds):
 
 def _check_rebuild(model, state, cache):
     "Raise for a model that cannot take several mixtures at once on top of a cache."
-    if cache is not None and _stateful(state) or getattr(_text_config(model), "hidden_size_per_layer_input", None):
+    if _prompt_learner(model) is not None or cache is not None and _stateful(state) or getattr(_text_config(model), "hidden_size_per_layer_input", None):
         raise NotImplementedError(f"{type(model).__name__} cannot rebuild its cache from several mixtures at once; use "
                                   "`Collapse(1)` without `measure`.")
 
@@ -380,7 +385,7 @@ def perturb_children(
 class SoftBeamOutput(GenerateBeamDecoderOnlyOutput):
     "What `generate` returns for a beam search, the best beam of a prompt first."
     trace: SoftTrace | None = None  # What the returned beams were fed, step by step
-    perturbed: Tensor | None = None  # Noisy log-probabilities by which stochastic beams rank; their scores are the plain ones
+    perturbed: Tensor | None = None  # Noisy log-probabilities by which stochastic beams rank; their scores are the plain ones, -inf where there is no beam
     divergence: Tensor | None = None  # KL, nats, of each measured fold: `(folds, prompts)`, NaN where a prompt did not fold
 
 # %% ../nbs/05_soft_beam.ipynb #c9b592fa
@@ -396,14 +401,18 @@ def soft_beam_decode(
     think: Think | None = None,  # Where to be soft; None: everywhere. Elsewhere it is beam search
     stochastic: bool = False,  # Draw beams without replacement instead of keeping the best
     generator: torch.Generator | list | None = None,  # For `stochastic`: one for all prompts, or one per prompt
+    tokenizer=None,  # For text in `think`
     trace_k: int = 16,  # Entries of each belief to keep; 0 for no trace
     progress: bool = False,  # Show a progress bar
     **model_kwargs,  # As `generate` prepared them: mask, positions, cache
 ) -> "SoftBeamOutput | Tensor":  # As `generate`: ids, or with `return_dict_in_generate` everything
     "Soft beam search for `model.generate(..., num_beams=n, custom_generate=soft_beam_decode)`."
     embedding, config = check_model(model), generation_config
-    _check_beams(config, beams, stochastic, trace_k)
-    think, ends = _bound(think, None), _end_ids(config, think, embedding)
+    _check_beams(config, beams, stochastic, generator, trace_k)
+    _check_options(model, model_kwargs)
+    think = _bound(think, tokenizer)
+    _check_plugs(sampling=sampling, think=think)
+    ends = _end_ids(config, think, embedding)
     sampling, processors = _split_filters(config, logits_processor or [], sampling)
     keep = [k for k in ("scores", "logits", "hidden_states", "attentions") if getattr(config, f"output_{k}", False)]
     trace_k = trace_k if config.return_dict_in_generate else 0
@@ -425,16 +434,25 @@ class _LogSoftmax:
         if self.greedy: return self.processors(input_ids, logits).log_softmax(-1)
         return self.processors(input_ids, logits.log_softmax(-1))
 
-def _check_beams(config, beams, stochastic, trace_k):
+def _check_options(model, options):
+    "Refuse options of soft decoding that beams have no use for, and misspelt ones: `generate` does not see what is bound to a callable."
+    names = lambda f: set(inspect.signature(f).parameters)
+    ours, takes = names(soft_beam_decode), names(model.get_base_model().forward if hasattr(model, "get_base_model") else model.forward)
+    for name in set(options) - takes:
+        if name in names(soft_decode) - {"model_kwargs"}: raise TypeError(f"`{name}` is an option of soft decoding, not of soft beams; leave it out.")
+        if close := difflib.get_close_matches(name, ours - takes, 1, .8): raise TypeError(f"`{name}` is no option of soft beams; did you mean `{close[0]}`?")
+
+def _check_beams(config, beams, stochastic, generator, trace_k):
     "Refuse what soft beams would have to ignore."
     one = copy.copy(config)
     one.num_beams = 1
     _check_config(one)
-    if not all(hasattr(beams, name) for name in ("children", "feed")):
+    if isinstance(beams, type) or not all(hasattr(beams, name) for name in ("children", "feed")):
         raise TypeError(f"`beams` must be a `Cells`, `Branch` or `Collapse`, got {beams!r}.")
     if trace_k < 0: raise ValueError(f"`trace_k` must be at least 0 (0 keeps no trace), got {trace_k}.")
     if config.do_sample:
         raise ValueError("`do_sample` must be False for soft beams, got True; `stochastic=True` draws beams without replacement.")
+    if not stochastic and generator is not None: raise ValueError("`generator` is for `stochastic=True`; nothing else is drawn.")
     if not stochastic: return
     if isinstance(beams, Collapse): raise ValueError(f"`stochastic` beams are drawn one by one, got {beams}, which merges them.")
     for name, off in (("length_penalty", (0, 1)), ("early_stopping", (False,))):
@@ -468,7 +486,7 @@ def output(self: _BeamSearch, state, embedding):
     ids, paths = ids[:, :self.prompt + steps], paths[:, :steps]
     column = lambda k: tuple(getattr(info, k) if k in ("scores", "logits") else info.outputs.get(k) for info in self.steps)
     return SoftBeamOutput(
-        sequences=ids, sequences_scores=log_p if self.stochastic else scores, beam_indices=paths,
+        sequences=ids, sequences_scores=torch.where(scores > -1e8, log_p, -math.inf) if self.stochastic else scores, beam_indices=paths,
         perturbed=scores if self.stochastic else None, past_key_values=_cache(state.model_kwargs),
         divergence=torch.stack(self.divergence) if self.divergence else None,
         trace=self._trace(ids, paths, embedding) if self.trace_k else None, **{k: column(k) for k in self.keep})

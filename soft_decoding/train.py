@@ -145,9 +145,11 @@ def _hop(loss, fed, inputs, hops, tolerance, log, agree=None):
     "The vector that multiplies dF/dtheta: `hops` terms of the series, or as many as change it by more than `tolerance`."
     if hops == 0: return torch.zeros_like(inputs)
     own, = torch.autograd.grad(loss, inputs, retain_graph=True)
+    if not fed.requires_grad: return torch.zeros_like(inputs)  # what is fed does not depend on parameters
     total, growth = own, []
     for _ in range(hops - 1):
-        back, = torch.autograd.grad(fed, inputs, total, retain_graph=True)
+        back, = torch.autograd.grad(fed, inputs, total, retain_graph=True, allow_unused=True)
+        if back is None: break  # nothing of what is fed depends on earlier inputs
         total, last = own + back, total
         if tolerance is None: continue
         change = ((total - last).norm() / total.norm().clamp_min(torch.finfo(total.dtype).tiny)).item()
@@ -267,8 +269,10 @@ def soft_sampling_train_step(
 ) -> tuple[Tensor, Tensor]:  # Loss to differentiate, and the predicted tokens `(b, t)`, column 0 copied
     "One step of soft fine-tuning: the loss of a rollout that is led by the truth."
     _check_step(model, engine, passes, hops, tolerance, kl_weight)
-    if engine == "parallel" and noise is None and hasattr(mixer, "log_prob") and not getattr(mixer, "deterministic", False):
-        raise ValueError("The parallel engine runs a mixer several times on one draw: give its `noise` (`mixer.noise_for`), or use the sequential one.")
+    if engine == "parallel" and hasattr(mixer, "log_prob") and not getattr(mixer, "deterministic", False):
+        if not hasattr(mixer, "noise_for"):
+            raise ValueError(f"The parallel engine runs a mixer several times on one draw, but {type(mixer).__name__} draws anew in every pass; use engine='sequential'.")
+        if noise is None: raise ValueError("The parallel engine runs a mixer several times on one draw: give its `noise` (`mixer.noise_for`), or use the sequential one.")
     batch, log = _batch(batch, context_length(model)), {} if log is None else log
     guided = _guidance(batch, guidance_alpha, guidance)
     free = not bool((guided.guidance_alpha == 1).all())
@@ -508,7 +512,8 @@ def evaluate_batch(
 ) -> tuple[dict, Tensor]:  # Sums over targets, tensors in nats, and the tokens predicted on the free run `(b, t)`
     "Losses at share 0 and 1, the floor, and how far predictions on soft inputs are from those on true ones."
     batch = replace(_batch(batch, context_length(model)), num_items_in_batch=1)  # losses become sums
-    plain, plugs, log = replace(batch, target_dists=None), dict(sampling=sampling, mixer=mixer), {}
+    plain, log = replace(batch, target_dists=None), {}
+    plugs = dict(sampling=sampling, mixer=mixer, generator=torch.Generator(batch.input_ids.device).manual_seed(0))  # a mixer that draws: the same each time
     one, zero = _guidance(batch, 1., guidance), _guidance(batch, 0., guidance)
     score = lambda logits, of=batch: training_loss(model, logits, of)
     free = _logits_led(model, batch, zero, plugs, agree, log)
@@ -591,8 +596,10 @@ class SoftModule(nn.Module):
 
     def _noise(self, ids):
         "One draw for all passes, where the mixer can make it beforehand."
-        if not hasattr(self.options.get("mixer"), "noise_for"): return None
-        k = getattr(self.options.get("sampling"), "top_k", None) or self.model.config.get_text_config().vocab_size
+        mixer, sampling = self.options.get("mixer"), self.options.get("sampling")
+        if not hasattr(mixer, "noise_for"): return None
+        v = k = self.model.config.get_text_config().vocab_size
+        if type(sampling) is Sampling and sampling.mass is None and sampling.temperature != 0: k = min(sampling.top_k or v, v)  # else per token
         like = torch.empty(ids.shape[0], ids.shape[1] - 1, k, device=ids.device, dtype=torch.promote_types(self.model.dtype, torch.float32))
         return self.options["mixer"].noise_for(like)
 
