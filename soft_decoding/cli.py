@@ -238,8 +238,19 @@ def _sampling(o, prefix=""):
     except (ValueError, TypeError) as e:
         raise type(e)(str(e).replace("`", f"`--{prefix}", 1).replace(" (None switches it off)", "")) from e
 
+def _learned(o):
+    "The sampling that was trained with the model, unless the command says how to mix; None: there is none."
+    folder = Path(find_model(o.model))
+    said = any(getattr(o, k) is not None for k in ("temperature", "top_k", "top_p", "min_p"))
+    if said or not (folder/"learnable_sampling.json").is_file(): return None
+    from soft_decoding.learnable_temp import LearnableSampling
+    sampling = LearnableSampling.from_pretrained(folder)
+    print(f"mixing as trained with the model: {sampling.extra_repr()}", file=sys.stderr)
+    return sampling
+
 def _check_options(o):
     "Fill in the defaults, and refuse what cannot work before anything is loaded."
+    o.learned = _learned(o)
     for k, v in DEFAULTS["shipped" if o.model is None else "other"].items():
         if getattr(o, k) is None and not (k == "think" and o.think_end): setattr(o, k, v)
     least = dict(think=0, patience=1, max_new_tokens=1, snap=1, batch_size=1, table=0, entropy_threshold=0)
@@ -253,7 +264,7 @@ def _check_options(o):
     for k in ("think_start", "think_end"):
         if getattr(o, k) == "": raise ValueError(f"`--{k}` is empty; give its text, or leave it out.")
     _check_files(o)
-    o.sampling, o.answer_sampling = _sampling(o), _sampling(o, "answer_")
+    o.sampling, o.answer_sampling = o.learned or _sampling(o), _sampling(o, "answer_")
 
 # %% ../nbs/11_cli.ipynb #417e5f83
 def _check_files(o):
@@ -561,8 +572,9 @@ def _settings(model, o):
     "All that a record depends on, besides its prompt."
     keys = ("think think_start think_end entropy_threshold patience temperature top_k top_p min_p snap sample "
             "answer_temperature answer_top_k answer_top_p answer_min_p max_new_tokens seed chat prompt_key batch_size")
-    return dict({k: getattr(o, k) for k in keys.split()}, model=_model_name(o.model), weights=_fingerprint(model),
-                dtype=str(model.dtype), device=model.device.type)
+    known = dict({k: getattr(o, k) for k in keys.split()}, model=_model_name(o.model), weights=_fingerprint(model),
+                 dtype=str(model.dtype), device=model.device.type)
+    return known if o.learned is None else dict(known, mixing=o.learned.config, learned=_fingerprint(o.learned))
 
 def _records(out, tokenizer, rows, prompts, lines):
     "What is kept of `rows` of a batch."
@@ -670,6 +682,7 @@ def generate(
     _check_options(o)
     with quiet(debug):
         loaded, tokenizer = load_model(model, dtype, device, trust_remote_code)
+        if o.learned is not None: o.learned.to(loaded.device)
         return (_run_prompt if input is None else _run_file)(loaded, tokenizer, o)
 
 # %% ../nbs/11_cli.ipynb #31e94c63
