@@ -157,9 +157,9 @@ def _say(trainer, *lines):
     if trainer.is_world_process_zero(): print(*lines, sep="\n", flush=True)
 
 def _lines(extra=None):
-    "A callback: the progress bar, and one line for what is logged; `extra(step)` adds to it."
-    from transformers.trainer_callback import ProgressCallback
-    class Lines(ProgressCallback):
+    "A callback: one line for what is logged, to which `extra(step)` adds, and on a terminal the progress bar."
+    from transformers.trainer_callback import ProgressCallback, TrainerCallback
+    class Lines(ProgressCallback if sys.stderr.isatty() else TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
             if not state.is_world_process_zero: return
             shown = dict(guidance_alpha="share {:.2f}", loss="loss {:.3f}", teacher_loss="teacher-forced {:.3f}", entropy="entropy {:.2f}",
@@ -169,7 +169,8 @@ def _lines(extra=None):
             parts = [form.format(float(logs[k])) for k, form in shown.items() if k in logs]
             if extra and "loss" in logs: parts = parts[:2] + extra(state.global_step)
             line = f"step {state.global_step:>5}  " + "  ".join(parts)
-            self.training_bar.write(line) if self.training_bar is not None else print(line, flush=True)
+            bar = getattr(self, "training_bar", None)
+            print(line, flush=True) if bar is None else bar.write(line)
     return Lines()
 
 def _with_lines(trainer, extra=None):
