@@ -260,7 +260,7 @@ def soft_sampling_train_step(
     guidance: str = "clamp",  # "clamp" or "mix"
     sampling: Callable | None = None,  # Mixing filters; None: the full softmax
     mixer: Callable = plain_mixer,  # Distribution -> soft token
-    noise: Tensor | None = None,  # For a mixer that draws: noise of positions 1 to t - 1, `(b, t - 1, k)`; the parallel engine needs it
+    noise: Tensor | None = None,  # For a mixer that draws: noise of positions 1 to t - 1, `(b, t - 1, k)` or per token `(b, t - 1, v)`; the parallel engine needs it
     beta: float = 0.,  # Weight of the entropy of the predictions
     kl_weight: float = 0.,  # Weight of the KL to the reference, at least 0
     reference: nn.Module | None = None,  # Frozen model to stay near; None: `model` with its peft adapters off
