@@ -10,8 +10,10 @@ from importlib import import_module as _import_module
 _modules = dict(
     dist="TokenDist mk_proba_dist Sampling",
     soft_embed="mix_embeds SoftToken plain_mixer off_manifold norm_mixer",
-    rollout="forward choose soft_rollout soft_passes soft_decode soft_generate State StepContext StepInfo Think Phase"
-            " SoftTrace SoftOutput Guidance",
+    rollout="forward choose soft_rollout soft_passes State StepContext StepInfo Phase Guidance",
+    think="Think",
+    trace="SoftTrace",
+    decode="soft_decode soft_generate SoftOutput",
     train="soft_sampling_train_step GuidanceSchedule bernoulli_guidance SoftTrainer SoftTrainingArguments SoftCollator"
           " encode_rows freeze evaluate_batch complete_checkpoints",
     gumbel="GumbelMixer DirichletMixer GaussianMixer KSampleMixer MoIMixer PlainMixer gumbel_noise anneal Anneal",

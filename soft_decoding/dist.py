@@ -112,6 +112,16 @@ def to_dense(
         raise ValueError(f"`vocab_size` must be at least {self.probs.shape[-1]}, the width of `probs`, got {vocab_size}.")
     return torch.nn.functional.pad(self.probs, (0, vocab_size - self.probs.shape[-1]))
 
+@patch
+def pad(
+    self: TokenDist,  # With `ids`
+    width: int,  # Slots, at least k
+) -> TokenDist:  # `(..., width)`
+    "The same distributions with more slots: they repeat the first id, with probability 0."
+    if (missing := width - self.probs.shape[-1]) <= 0: return self
+    ids = torch.cat([self.ids, self.ids[..., :1].expand(*self.ids.shape[:-1], missing)], -1)
+    return TokenDist(ids, torch.nn.functional.pad(self.probs, (0, missing)))
+
 # %% ../nbs/00_dist.ipynb #db3af223
 def _top(x, k, chunk=64):
     "`x.topk(k)` by way of the maxima of chunks: only the k best chunks can hold the k best entries."

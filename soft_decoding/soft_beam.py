@@ -17,13 +17,16 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
 
+from .cache import cache_of, is_stateful, replace_cache
+from .decode import (
+    ContextLimit, bound_think, check_config, check_ids, check_prompt, eval_mode, soft_decode, split_filters, stopping_limits)
 from .dist import TokenDist, _top, step_generators
 from .gumbel import gumbel_noise
 from .rollout import (
-    ContextLimit, Phase, SoftTrace, State, Think, _bound, _cache, _check_config, _check_ids, _check_prompt, _eval_mode,
-    _check_plugs, _feed, _limits, _prompt_learner, _slim, _split_filters, _stateful, _text_config, _widen, check_model, forward,
-    soft_decode, soft_rollout)
+    Phase, State, check_model, check_plugs, feed_readout, forward, prompt_learner, slim_info, soft_rollout, text_config)
 from .soft_embed import SoftToken, mix_embeds
+from .think import Think
+from .trace import SoftTrace
 
 # %% ../nbs/05_soft_beam.ipynb #5217025b
 @dataclass
@@ -286,10 +289,10 @@ def _follow(self: _BeamSearch, state, info, children, at):
     if self.think is not None:
         think_state, phase, forced = self.think(state.think_state, state.phase, info.entropy[rows], token)
         is_soft = is_soft & (forced < 0)
-        soft, state = _feed(soft, token, is_soft, None), replace(state, think_state=think_state, phase=phase)
+        soft, state = feed_readout(soft, token, is_soft, None), replace(state, think_state=think_state, phase=phase)
     if self.past is not None: self.past = (self.past[0], self.past[1][rows])
     self.softs = self.softs[rows] & is_soft
-    self.steps.append(_slim(replace(info, token=token, is_soft=is_soft), soft, info.logits, info.outputs, self.trace_k, self.keep))
+    self.steps.append(slim_info(replace(info, token=token, is_soft=is_soft), soft, info.logits, info.outputs, self.trace_k, self.keep))
     info.scores = info.logits = None  # as wide as the vocabulary
     return replace(state, soft=soft)
 
@@ -305,7 +308,7 @@ def _begin_segment(self: _BeamSearch, state, info):
         self.expected = None
     needed, fold_at = self.beams.every > 1 or self.beams.measure, state.input_ids.shape[1] - 1 + self.beams.every
     if self.since or not needed or fold_at >= self.length: return
-    cache = _cache(state.model_kwargs) if state.history is None else None
+    cache = cache_of(state.model_kwargs) if state.history is None else None
     _check_rebuild(self.model, state, cache)
     self.past = (state.history if cache is None else copy.deepcopy(cache), torch.arange(len(state.done), device=state.done.device))
 
@@ -324,7 +327,7 @@ def _fold(self: _BeamSearch, state, length):
     merged = torch.nn.functional.pad(self.scores.logsumexp(-1, keepdim=True), (0, self.n - 1), value=-1e9)
     self.scores = torch.where(folds[:, None], merged, self.scores)
     own, folds = self.sequences[:, :, segment].flatten(0, 1), folds.repeat_interleave(self.n)[:, None]
-    soft = _feed(SoftToken(dist.map(lambda x: x.repeat_interleave(self.n, 0)), own), own, folds.expand_as(own), None)
+    soft = feed_readout(SoftToken(dist.map(lambda x: x.repeat_interleave(self.n, 0)), own), own, folds.expand_as(own), None)
     rows = (torch.arange(self.batch, device=lead.device)[:, None] * self.n + lead).flatten()
     return self._rebuild(state.reorder(rows), soft, rows, folds)
 
@@ -346,16 +349,16 @@ def _rebuild(self: _BeamSearch, state, soft, rows, folds):
     steps = soft.token.shape[1]
     if self.trace_k: self._retrace(soft, folds)
     if self.past is None: return replace(state, soft=soft.map(lambda x: x[:, 0]))
-    (past, origin), self.past, cache = self.past, None, _cache(state.model_kwargs)
+    (past, origin), self.past = self.past, None
     embeds = mix_embeds(soft.dist, self.model.get_input_embeddings())
     if state.history is not None: embeds, steps = torch.cat([past[origin[rows]], embeds], 1), None
     else: past.reorder_cache(origin[rows])
-    kwargs = {k: past if v is cache and v is not None else v for k, v in state.model_kwargs.items()}
+    kwargs = replace_cache(state.model_kwargs, past)
     return replace(state, soft=None, unseen=steps, model_kwargs=dict(kwargs, inputs_embeds=embeds))
 
 def _check_rebuild(model, state, cache):
     "Raise for a model that cannot take several mixtures at once on top of a cache."
-    if _prompt_learner(model) is not None or cache is not None and _stateful(state) or getattr(_text_config(model), "hidden_size_per_layer_input", None):
+    if prompt_learner(model) is not None or cache is not None and is_stateful(cache) or getattr(text_config(model), "hidden_size_per_layer_input", None):
         raise NotImplementedError(f"{type(model).__name__} cannot rebuild its cache from several mixtures at once; use "
                                   "`Collapse(1)` without `measure`.")
 
@@ -363,9 +366,9 @@ def _check_rebuild(model, state, cache):
 def _retrace(self: _BeamSearch, soft, folds):
     "What folded prompts were fed after all."
     for j, info in enumerate(steps := self.steps[-soft.token.shape[1]:]):
-        fed = _slim(info, soft.map(lambda x: x[:, j]), None, {}, self.trace_k, self.keep)
+        fed = slim_info(info, soft.map(lambda x: x[:, j]), None, {}, self.trace_k, self.keep)
         width = max(fed.belief.probs.shape[-1], info.belief.probs.shape[-1])
-        pairs = zip(_widen(fed.belief, width), _widen(info.belief, width))
+        pairs = zip(fed.belief.pad(width), info.belief.pad(width))
         info.belief = TokenDist(*(torch.where(folds, new, old) for new, old in pairs))
         info.complete = torch.where(folds[:, 0], fed.complete, info.complete)
 
@@ -410,13 +413,13 @@ def soft_beam_decode(
     embedding, config = check_model(model), generation_config
     _check_beams(config, beams, stochastic, generator, trace_k)
     _check_options(model, model_kwargs)
-    think = _bound(think, tokenizer)
-    _check_plugs(sampling=sampling, think=think)
+    think = bound_think(think, tokenizer)
+    check_plugs(sampling=sampling, think=think)
     ends = _end_ids(config, think, embedding)
-    sampling, processors = _split_filters(config, logits_processor or [], sampling)
+    sampling, processors = split_filters(config, logits_processor or [], sampling)
     keep = [k for k in ("scores", "logits", "hidden_states", "attentions") if getattr(config, f"output_{k}", False)]
     trace_k = trace_k if config.return_dict_in_generate else 0
-    with _eval_mode(model):
+    with eval_mode(model):
         state = State.begin(input_ids, model_kwargs, think)
         stopping, steps = _stopping(model, embedding, state, stopping_criteria or [], config)
         search = _BeamSearch(model, state, config, stopping, beams, think=think, ends=ends, stochastic=stochastic,
@@ -446,7 +449,7 @@ def _check_beams(config, beams, stochastic, generator, trace_k):
     "Refuse what soft beams would have to ignore."
     one = copy.copy(config)
     one.num_beams = 1
-    _check_config(one)
+    check_config(one)
     if isinstance(beams, type) or not all(hasattr(beams, name) for name in ("children", "feed")):
         raise TypeError(f"`beams` must be a `Cells`, `Branch` or `Collapse`, got {beams!r}.")
     if trace_k < 0: raise ValueError(f"`trace_k` must be at least 0 (0 keeps no trace), got {trace_k}.")
@@ -463,13 +466,13 @@ def _end_ids(config, think, embedding):
     "Tokens that end a sequence or a think span."
     ends = [] if config._eos_token_tensor is None else config._eos_token_tensor.tolist()
     if not isinstance(think, Think): return ends
-    _check_ids("Think", [*(think.start or []), *(think.end or [])], embedding)
+    check_ids("Think", [*(think.start or []), *(think.end or [])], embedding)
     return list(dict.fromkeys(ends + list(think.end or [])[-1:]))
 
 def _stopping(model, embedding, state, criteria, config):
     "What finishes a candidate, and how many steps there are."
-    n, eos, room = config.num_beams or 1, config._eos_token_tensor, _check_prompt(model, embedding, state)
-    _, _, steps = _limits(criteria, state, None)
+    n, eos, room = config.num_beams or 1, config._eos_token_tensor, check_prompt(model, embedding, state)
+    _, _, steps = stopping_limits(model, criteria, state, None)
     if room is None or int(room.min()) > steps: return StoppingCriteriaList(criteria), steps
     width = max(2, 1 + (0 if eos is None else len(eos))) * n
     room = room.expand(len(state.input_ids))[::n].repeat_interleave(width)
@@ -487,7 +490,7 @@ def output(self: _BeamSearch, state, embedding):
     column = lambda k: tuple(getattr(info, k) if k in ("scores", "logits") else info.outputs.get(k) for info in self.steps)
     return SoftBeamOutput(
         sequences=ids, sequences_scores=torch.where(scores > -1e8, log_p, -math.inf) if self.stochastic else scores, beam_indices=paths,
-        perturbed=scores if self.stochastic else None, past_key_values=_cache(state.model_kwargs),
+        perturbed=scores if self.stochastic else None, past_key_values=cache_of(state.model_kwargs),
         divergence=torch.stack(self.divergence) if self.divergence else None,
         trace=self._trace(ids, paths, embedding) if self.trace_k else None, **{k: column(k) for k in self.keep})
 
@@ -498,7 +501,7 @@ def _trace(self: _BeamSearch, ids, paths, embedding):
     for s, info in enumerate(self.steps[:paths.shape[1] - 1]):
         (alive, here), (fed, after) = ((p >= 0, p.clamp_min(0)) for p in (paths[:, s], paths[:, s + 1]))
         token = ids[:, self.prompt + s].clamp_min(0)  # transformers fills up with -1 where there is no pad
-        dist = _feed(SoftToken(info.belief[after], token), token, fed, None).dist
+        dist = feed_readout(SoftToken(info.belief[after], token), token, fed, None).dist
         infos.append(replace(info, token=token, belief=dist, complete=info.complete[after] | ~fed, is_soft=info.is_soft[after] & fed,
                              entropy=info.entropy[here] * alive, phase=torch.where(alive, info.phase[here], int(Phase.DONE))))
     return SoftTrace.from_infos(infos, embedding)
