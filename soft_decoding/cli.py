@@ -411,7 +411,7 @@ def _row_seed(seed, line):
 def _decode(model, tokenizer, prompts, lines, o, **kwargs):
     "Softly decode a left-padded batch of lists of ids; each row draws from its own generator."
     import torch
-    from soft_decoding.rollout import Think, soft_generate
+    from soft_decoding import Think, soft_generate
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
     width, device = max(map(len, prompts)), model.device
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
@@ -723,7 +723,7 @@ def bench_variants(
 ) -> dict:  # Name -> (function to time, name of the variant it is compared with)
     "What is compared: each function is one whole run."
     import torch
-    from soft_decoding.rollout import Think, soft_generate
+    from soft_decoding import Think, soft_generate
     prompt = dict(attention_mask=torch.ones_like(input_ids), pad_token_id=0)
     def hf(n=tokens, **kwargs): return lambda: model.generate(input_ids, **prompt, max_new_tokens=n, **kwargs)
     def soft(n=tokens, trace=False, **kwargs):

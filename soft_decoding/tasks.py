@@ -25,7 +25,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from .dist import TokenDist
-from .rollout import Think, soft_generate
+from .decode import soft_generate
+from .think import Think
 
 # %% ../nbs/09_tasks.ipynb #231e9c4f
 @dataclass

@@ -24,7 +24,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from .dist import Sampling, TokenDist, step_generators
 from .soft_embed import SoftToken, off_manifold, plain_mixer
-from .rollout import Guidance, State, _shifted, context_length, forward, soft_passes, soft_rollout
+from .rollout import Guidance, State, shift_right, context_length, forward, soft_passes, soft_rollout
 
 # %% ../nbs/03_train.ipynb #9baeb9ee
 @dataclass
@@ -184,7 +184,7 @@ def _teacher_forced(model, batch, guidance):
     state = State.everywhere(model, batch.input_ids, batch.attention_mask)
     if batch.target_dists is None: return state
     truth = SoftToken(guidance.targets, batch.input_ids[:, 1:])
-    return replace(state, soft=_shifted(truth, state, model.get_input_embeddings()))
+    return replace(state, soft=shift_right(truth, state, model.get_input_embeddings()))
 
 @torch.no_grad()
 def _values(model, batch, guidance, plugs, passes, tolerance, log, agree=None):
