@@ -21,7 +21,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from .cache import cache_of
 from .dist import Sampling
-from .rollout import Guidance, State, check_model, check_plugs, context_length, prompt_learner, soft_rollout
+from .rollout import Guidance, State, check_model, check_plugs, context_length, soft_rollout
 from .soft_embed import plain_mixer
 from .think import Think
 from .trace import SoftTrace
@@ -213,7 +213,7 @@ def bound_think(think, tokenizer):
 # %% ../nbs/02c_decode.ipynb #a5e92d58
 def _begin(model, input_ids, model_kwargs, state, think, vocab_size):
     "A state at the prompt, or the given one with the new ids appended."
-    if state is None: state = State.begin(input_ids, model_kwargs, think)
+    if state is None: state = State.begin(input_ids, model_kwargs, think, model)
     else:
         known, new = state.input_ids.shape[1], input_ids.shape[1] - state.input_ids.shape[1]
         if new < 0 or not torch.equal(input_ids[:, :known], state.input_ids):
@@ -229,7 +229,7 @@ def _begin(model, input_ids, model_kwargs, state, think, vocab_size):
 def _check_fresh(model, state):
     "Raise for a state whose cache has moved on since."
     known = state.model_kwargs.get("position_ids")
-    if known is None or state.history is not None or prompt_learner(model) is not None: return
+    if known is None or state.history is not None: return
     if state.past() > known.shape[-1] - 1:
         raise ValueError("This `state` was continued before, and its cache has moved on; go on from the newer state.")
 

@@ -420,7 +420,7 @@ def soft_beam_decode(
     keep = [k for k in ("scores", "logits", "hidden_states", "attentions") if getattr(config, f"output_{k}", False)]
     trace_k = trace_k if config.return_dict_in_generate else 0
     with eval_mode(model):
-        state = State.begin(input_ids, model_kwargs, think)
+        state = State.begin(input_ids, model_kwargs, think, model)
         stopping, steps = _stopping(model, embedding, state, stopping_criteria or [], config)
         search = _BeamSearch(model, state, config, stopping, beams, think=think, ends=ends, stochastic=stochastic,
                              generator=generator, trace_k=trace_k, keep=keep)
