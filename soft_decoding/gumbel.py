@@ -75,11 +75,15 @@ def _on(dist, x, fill):
     "`x` at entries with mass, `fill` at the others."
     return torch.where(dist.probs > 0, x, fill)
 
+def _check_scale(name, value, where=""):
+    "A number that log-weights are divided by, in a gradient twice: neither may overflow in float32."
+    if not 1e-15 <= value <= 1e15: raise ValueError(f"`{name}` must be between 1e-15 and 1e15, got {float(value):g}{where}.")
+
 # %% ../nbs/04_gumbel.ipynb #5a8983e7
 @dataclass
 class GumbelMixer(Mixer):
     "Gumbel-softmax over the support."
-    tau: float | Tensor | Callable = .5  # Relaxation, positive; a function is called with the step
+    tau: float | Tensor | Callable = .5  # Relaxation, from 1e-15 to 1e15; a function is called with the step
     hard: bool = False  # Feed the token with the largest weight
     straight_through: bool = False  # The same, with the gradient of the soft weights
     density: str = "concrete"  # "concrete", or "perturbed": score the noisy logits instead of the weights
@@ -87,7 +91,7 @@ class GumbelMixer(Mixer):
     def __post_init__(self):
         number = isinstance(self.tau, (int, float)) or isinstance(self.tau, Tensor) and self.tau.dim() == 0
         if not callable(self.tau) and not number: raise TypeError(f"`tau` must be a number, or a function of the step, got {self.tau!r}.")
-        if number and not self.tau > 0: raise ValueError(f"`tau` must be positive, got {self.tau}.")
+        if number: _check_scale("tau", self.tau)
         if self.density not in ("concrete", "perturbed"):
             raise ValueError(f"`density` must be 'concrete' or 'perturbed', got {self.density!r}.")
 
@@ -97,7 +101,8 @@ class GumbelMixer(Mixer):
     ) -> float | Tensor:
         "The relaxation at a step."
         tau = self.tau(step) if callable(self.tau) else self.tau
-        if not isinstance(tau, Tensor) and not tau > 0: raise ValueError(f"`tau` must be positive, got {tau} at step {step}.")
+        quick = not isinstance(tau, Tensor) or tau.device.type == "cpu" and not torch.compiler.is_compiling()
+        if quick: _check_scale("tau", tau, f" at step {step}")  # elsewhere a look at the value would wait
         return tau
 
     def noise_for(
@@ -111,8 +116,8 @@ class GumbelMixer(Mixer):
     def __call__(self, dist, ctx):
         "Draw weights; the read-out is the token with the largest."
         tau = self.at(getattr(ctx, "step", 0))
-        z = dist.log_probs() + _noise(ctx, dist)
-        log_w = _on(dist, z / tau, -math.inf).log_softmax(-1)
+        z = _on(dist, dist.log_probs() + _noise(ctx, dist), 0.)  # -inf over tau has no derivative in tau
+        log_w, z = _on(dist, z / tau, -math.inf).log_softmax(-1), _on(dist, z, -math.inf)
         weights, token = log_w.exp(), TokenDist(dist.ids, log_w).argmax()
         if self.hard or self.straight_through:
             hard = torch.nn.functional.one_hot(log_w.argmax(-1), log_w.shape[-1]).to(weights.dtype)
@@ -177,10 +182,9 @@ class Anneal(TrainerCallback):
 @dataclass
 class DirichletMixer(Mixer):
     "Weights from a Dirichlet distribution around the mixture."
-    gamma: float = 2.  # Concentration, positive: large is close to plain mixing
+    gamma: float = 2.  # Concentration, from 1e-15 to 1e15: large is close to plain mixing
 
-    def __post_init__(self):
-        if not 0 < self.gamma < math.inf: raise ValueError(f"`gamma` must be positive and finite, got {self.gamma}.")
+    def __post_init__(self): _check_scale("gamma", self.gamma)
 
     def __call__(self, dist, ctx):
         "Draw weights; the read-out is the token with the largest."
@@ -201,8 +205,12 @@ class DirichletMixer(Mixer):
 def _log_gamma(a, generator):
     "Logarithms of Gamma(a) draws, also for tiny `a`."
     rows = [(part, g, rate) for (part, g), rate in zip(_by_row(torch.empty_like(a), generator), a if isinstance(generator, (list, tuple)) else [a])]
-    draws = [torch._standard_gamma(rate + 1, generator=g).log() - torch.empty_like(rate).exponential_(generator=g) / rate for _, g, rate in rows]
+    draws = [torch._standard_gamma(rate + 1, generator=g).log() - _over(torch.empty_like(rate).exponential_(generator=g), rate) for _, g, rate in rows]
     return torch.stack(draws) if isinstance(generator, (list, tuple)) else draws[0]
+
+def _over(x, rate):
+    "`x / rate`, without a gradient where a weight of `exp(-x / rate)` is 0: the square of `rate` may be 0 there."
+    return x / torch.where(x > 1e4 * rate, rate.detach(), rate)
 
 # %% ../nbs/04_gumbel.ipynb #62d73fac
 @dataclass
@@ -212,7 +220,7 @@ class GaussianMixer(Mixer):
     embedding: nn.Module | None = None  # None: that of the step
 
     def __post_init__(self):
-        if self.sigma is not None and not 0 < self.sigma < math.inf: raise ValueError(f"`sigma` must be positive and finite, got {self.sigma}.")
+        if self.sigma is not None: _check_scale("sigma", self.sigma)
         self._last = self.embedding
 
     def __call__(self, dist, ctx):
@@ -266,11 +274,11 @@ def _slot(dist, generator): return TokenDist(None, dist.probs.detach()).sample(g
 @dataclass
 class MoIMixer(Mixer):
     "The distribution blended with a token drawn from it."
-    beta: float = 1.  # How much the token counts beyond its share by entropy, at least 0
+    beta: float = 1.  # How much the token counts beyond its share by entropy, from 0 to 1e15
     top: int = 20  # Entries behind the entropy, at least 2
 
     def __post_init__(self):
-        if not 0 <= self.beta < math.inf: raise ValueError(f"`beta` must be at least 0 and finite, got {self.beta}.")
+        if not 0 <= self.beta <= 1e15: raise ValueError(f"`beta` must be between 0 and 1e15, got {self.beta}.")
         if self.top != int(self.top) or self.top < 2: raise ValueError(f"`top` must be a whole number of at least 2, got {self.top}.")
         self.top = int(self.top)
 

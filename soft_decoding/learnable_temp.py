@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .dist import TokenDist, _normalise, _tempered, _top_k, logits_entropy
+from .dist import TokenDist, _normalise, _top_k, logits_entropy
 
 # %% ../nbs/06_learnable_temp.ipynb #5d4d95f5
 def bounded(
@@ -37,15 +37,21 @@ def min_p_threshold(
 def top_k_threshold(
     logits: Tensor,  # Tempered and sorted, largest first, `(..., k)`
     top_k: Tensor,  # Any number of at least 1, `(..., 1)`
-    edge: float = 30.,  # How far below the last logit nothing is kept, nats
+    edge: float = 30.,  # How far apart thresholds stand where no finite logit is left, nats
 ) -> Tensor:  # `(..., 1)`
     "A threshold that `top_k` logits are above; between whole numbers it moves linearly."
-    below = torch.cat([logits[..., 1:], logits[..., -1:] - edge], -1)
-    middle = (logits + below) / 2  # entry j lies below j + 1 logits
+    middle = _middles(logits, edge)
     k = top_k.clamp(1, logits.shape[-1]).expand(*logits.shape[:-1], 1)
     whole = k.detach().floor().long().clamp_max(logits.shape[-1] - 1)
     here, after = middle.gather(-1, whole - 1), middle.gather(-1, whole)
     return here + (k - whole) * (after - here)
+
+def _middles(logits, edge):
+    "Where each logit ends, `(..., k)`: entry j lies below j + 1 of them."
+    finite = logits > -torch.inf
+    last = torch.where(finite, logits, torch.inf).amin(-1, keepdim=True)
+    x = torch.where(finite, logits, last - edge)
+    return (x + torch.cat([x[..., 1:], x[..., -1:] - edge], -1)) / 2
 
 # %% ../nbs/06_learnable_temp.ipynb #bd7bd007
 class LearnableSampling(nn.Module):
@@ -95,6 +101,8 @@ def _check_learnable(temperature, top_k, min_p, condition, hidden_size, reach, s
         raise ValueError(f"`condition` must be None, 'phase', 'entropy' or 'hidden', got {condition!r}.")
     if (condition == "hidden") != (hidden_size is not None): raise ValueError("`hidden_size` goes with condition='hidden', and only with it.")
     if not 1 < reach < math.inf: raise ValueError(f"`reach` must be above 1, got {reach}.")
+    if temperature < 1e-15 * reach:  # or the square of the smallest one, which is in its gradient, would underflow
+        raise ValueError(f"`temperature` must be at least {1e-15 * reach:g} with reach={reach:g}, got {temperature}; `Sampling` takes 0.")
     if not 0 < sharpness < math.inf: raise ValueError(f"`sharpness` must be positive, got {sharpness}.")
 
 # %% ../nbs/06_learnable_temp.ipynb #0be8abfb
@@ -132,7 +140,7 @@ def forward(
     if logits.device != self.theta.device: raise ValueError(f"The sampling must be on the model's device, {logits.device}, got {self.theta.device}; move it with `.to`.")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     values = {k: v.to(logits.dtype) for k, v in self.settings(logits, ctx).items()}
-    tempered = _tempered(logits, values["temperature"])
+    tempered = self._temper(logits, values["temperature"])
     entropy, ids = TokenDist(None, tempered.softmax(-1)).entropy(), None
     if "top_k" in values: tempered, ids = self._candidates(tempered)
     soft = self._gate(tempered, values)
@@ -140,6 +148,13 @@ def forward(
     with torch.no_grad(): kept = _normalise(self._filter(tempered, values))
     probs = _normalise(soft)
     return TokenDist(ids, kept + (probs - probs.detach())), entropy
+
+@patch
+def _temper(self: LearnableSampling, logits, temperature):
+    "Logits over the temperature, the largest 0; excluded tokens, whose derivative would be NaN, are not divided."
+    shifted = logits - logits.detach().amax(-1, keepdim=True)
+    out = shifted == -torch.inf
+    return (shifted.masked_fill(out, 0.) / temperature).masked_fill(out, -torch.inf)
 
 @patch
 def _candidates(self: LearnableSampling, tempered):

@@ -8,7 +8,7 @@ __all__ = ['SPECIALS', 'ENTITIES', 'CONCEPTS', 'Problem', 'word_tokenizer', 'MNN
            'prompt_batch', 'ChainDataset', 'clustered_error', 'accuracy']
 
 # %% ../nbs/09_tasks.ipynb #b9ae8d17
-import json, os, random, re
+import json, os, random, re, threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,6 +16,7 @@ from fractions import Fraction
 from itertools import accumulate, combinations_with_replacement, permutations, product
 from math import exp
 from pathlib import Path
+from unicodedata import normalize
 
 import torch
 from fastcore.basics import patch
@@ -485,85 +486,174 @@ def rules(
     return dict(chance=.5, more_ancestors=score / len(problems))
 
 # %% ../nbs/09_tasks.ipynb #98a09c2e
-_NUMBER = re.compile(r"(?:(?<![\w)])-)?(?<![A-Za-z_\d])(?:\d+ \d+/\d+|\d+/\d+"  # mixed and plain fractions
-                     r"|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?!\w))?")
+_DASHES = dict.fromkeys(map(ord, "−–‒‑‐﹣－"), "-")
+_DRESS = [(re.compile(pattern), new) for pattern, new in (
+    (r"<<[^<>]*>>|<[/|]?[A-Za-z_]\w*\|?>", " "),  # GSM8K's calculator; special tokens
+    (r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[()[\]]|\^\s*(?:\{\s*\\circ\s*\}|\\circ)|°", ""),
+    (r"(?<=\d)(?:,?\\[,;:! ]|\{,\}|[~'’\u00a0\u2007\u2009\u202f])(?=\d{3}(?!\d))", ","),  # thousands
+    (r"\\[,;:! ]|\\q?quad(?![A-Za-z])|[~\u00a0\u2007\u2009\u202f]", " "),
+    (r"\\(?=[$%])", ""),
+    (r"(?<!\d)[$€£¥₹]|[$€£¥₹](?!\d)|(?<=\d)\s?%(?!\w)", ""),
+    (r"(?<![\w)*])[*`]+(?=[^\s*])|(?<=[^\s*])[*`]+(?![\w(*])", ""),  # emphasis, which is no product
+    (r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|underline)\s*\{([^{}]*)\}", r" \1 "),
+    (r"(?<=\d)(?=\s*\\[dtc]?frac(?![A-Za-z]))", " "),  # a mixed number
+    (r"\\[dtc]?frac\s*(?:\{\s*(-?[\d.]+)\s*\}|(\d))\s*(?:\{\s*([\d.]+)\s*\}|(\d))", r"\1\2/\3\4 "),
+    (r"[^\S\n]+", " "))]
 
 def _plain(text):
-    "The text without what LaTeX and money put around a number."
-    text = text.replace("−", "-").replace("\\left", "").replace("\\right", "").replace("{,}", ",")
-    text = re.sub(r"<<[^<>]*>>", "", text)  # GSM8K's calculator
-    text = re.sub(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" \1/\2 ", text)
-    text = re.sub(r"\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}", r" \1 ", text)
-    text = re.sub(r"\\[,!;: %]|[$€£%\\*]", "", text)
-    return re.sub(r"-\s+(?=\d+/\d)|(?<=^)\s*-\s+", "-", text)
+    "The text without what LaTeX, money and typography put around a number."
+    spell = lambda match: f" {normalize('NFKC', match[0])} "  # ½ to 1⁄2
+    text = re.sub("[¼-¾⅐-⅞]", spell, text.translate(_DASHES)).replace("⁄", "/")
+    for pattern, new in _DRESS: text = pattern.sub(new, text)
+    return text
 
+# %% ../nbs/09_tasks.ipynb #a8ffffe4
+_DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+_SIZE = rf"\d+ \d+/\d+|{_DECIMAL}/{_DECIMAL}|{_DECIMAL}(?:[eE][-+]?\d{{1,3}}(?!\w))?"
+_NO_UNIT = ("and|or|to|plus|minus|over|times \\w+|half|halves|thirds|fourths|fifths|sixths|eighths|tenths|"
+            "squared|cubed|factorial|hundred|thousand|million|billion|trillion|dozen|pi|sqrt|mod|abc|xyz")
+_UNIT = (r" ?(?:kg|km|cm|mm|mg|ml|lbs?|oz|ft|mph)"
+         rf"| (?![A-Za-z'/ -]*\b(?:{_NO_UNIT})s?\b)[A-Za-z]{{3,}}[A-Za-z'/ -]*")
+_SPACED = r"\d{1,3}(?: \d{3})+(?:\.\d+)?"
+_WHOLE = re.compile(rf"(?P<sign>[-+]?) ?(?P<size>{_SIZE}|{_SPACED})(?P<unit>{_UNIT})?\.?")
+
+def _value(number):
+    "The exact value of a number without separators; None where it has none."
+    sign, size = (-1, number[1:]) if number[0] == "-" else (1, number)
+    parts = [part.partition("/") for part in size.split(" ")]
+    try: values = [Fraction(top) / Fraction(bottom or 1) for top, _, bottom in parts]
+    except (ValueError, ZeroDivisionError): return None  # also thousands of digits, which Python refuses
+    return None if len(values) > 1 and values[1] >= 1 else sign * sum(values)
+
+# %% ../nbs/09_tasks.ipynb #3821fb2c
+def _bare(match):
+    "A matched number without separators; None where it has no value."
+    separators = "," if "/" in match["size"] else "[, ]"
+    number = match["sign"].strip("+") + re.sub(separators, "", match["size"])
+    return None if _value(number) is None else number
+
+# %% ../nbs/09_tasks.ipynb #67045acc
 def parse_number(
     text: str,  # A number and nothing else: "1,234", "-3/4", "1 1/2", ".5", "2e3"
 ) -> Fraction | None:  # Its exact value; None where it is not a number
     "The value of a number as people write it."
-    text = _plain(text).strip().removesuffix(".")
-    if not _NUMBER.fullmatch(text): return None
-    sign, text = (-1, text[1:]) if text[0] == "-" else (1, text)
-    try: return sign * sum(map(Fraction, text.replace(",", "").split(" ")))
-    except ValueError: return None  # thousands of digits, which Python refuses to read
-    except ZeroDivisionError: return None
+    match = _WHOLE.fullmatch(_plain(text).strip())
+    return None if match is None or match["unit"] or _bare(match) is None else _value(_bare(match))
 
 # %% ../nbs/09_tasks.ipynb #8a66cdaf
+_NAME = r"\\?[A-Za-z]+(?:_\w|_\{\w+\})?|[A-Za-z]{2,}(?: [A-Za-z]{2,})*"
+_ARITHMETIC = (r"(?:[\d\s.,+*/×÷·^(){}-]|(?<=[\d ])x(?=[\d ])"
+               r"|\\(?:times|cdot|div|[dtc]?frac|sqrt)(?![A-Za-z]))+")
+_SIDE = re.compile(rf"{_NAME}|{_ARITHMETIC}")
+_LABEL = re.compile(r"^\s*(?:the )?(?:final )?answer\s*(?:is|:|=)+", re.I)
+
+def _quantity(text):
+    "The number in a text that holds one number, perhaps with its unit, and nothing else."
+    text = re.sub(r"^[({]([^(){}]*)[)}]$", r"\1", text.strip()).strip()
+    match = _WHOLE.fullmatch(text)
+    return match and _bare(match)
+
+# %% ../nbs/09_tasks.ipynb #40e133e7
+def _expression(text):
+    "The number that a whole expression stands for; None where any part of it is not understood."
+    sides = [side.strip() for side in _LABEL.sub("", _plain(text)).split("=")]
+    numbers = [_quantity(side) for side in sides]
+    known = [n for n in numbers if n]
+    clear = all(n or _SIDE.fullmatch(side) for n, side in zip(numbers, sides))
+    return known[-1] if known and clear and len(set(map(_value, known))) == 1 else None
+
+# %% ../nbs/09_tasks.ipynb #b9285f13
 def _boxed(text):
-    "What stands in the last `\\boxed{...}`, braces balanced; None where there is none or it does not close."
-    start = text.rfind("\\boxed{")
+    "What stands in the last box, braces balanced: nothing if it does not close; None if there is no box."
+    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     if start < 0: return None
-    depth, begin = 1, start + len("\\boxed{")
+    if not (opened := re.compile(r"\\[a-z]+\s*\{").match(text, start)): return ""
+    depth, begin = 1, opened.end()
     for i, c in enumerate(text[begin:], begin):
         depth += (c == "{") - (c == "}")
         if depth == 0: return text[begin:i]
+    return ""
 
-def _numbers(text): return [m.group().strip() for m in _NUMBER.finditer(_plain(text))]
+# %% ../nbs/09_tasks.ipynb #3987b470
+def _marked(text):
+    "The places that are marked as the answer, as they are written: none, one or two."
+    _, mark, after = text.rpartition("####")
+    line = (after.strip().splitlines() or [""])[:1] if mark else []
+    box = _boxed(after)
+    return line + [box] * (box is not None)
 
-def _first_number(text):
-    "The first number after the last `=`."
-    found = _numbers(text.rsplit("=", 1)[-1]) or _numbers(text)
-    return found[0].replace(",", "") if found else None
+# %% ../nbs/09_tasks.ipynb #d0a426f3
+_NUMBER = re.compile(rf"(?P<sign>(?:(?<![\w)}}-])-)?)(?<![A-Za-z_\d])"
+                     rf"(?P<size>\d{{1,3}}(?: \d{{3}})* 0\d\d(?: \d{{3}})*(?!\d)|{_SIZE})")
+_COMMAND = r"\\(?:times|cdot|div|pm|mp|sqrt|pi|[dtc]?frac)"
+_BEFORE = re.compile(r"(?:[\d)}]|\b[b-zB-HJ-Z])(?: ?- |-| ?[+*/×÷·] ?)$|\d ?x ?$|[\\^_{√±] ?$"
+                     rf"|{_COMMAND} ?$|\d (?:to|or|and) $|\d[.,:']$")
+_AFTER = re.compile(rf" ?(?:[\^{{π]|{_COMMAND}|[-+*/×÷·] ?[\d(\\.])|[A-Za-z]*[\d²³¹⁰-⁹_]|pi\b|[.,:']\d"
+                    r"| (?:to|or|and) -?\.?\d| (?:hundred|thousand|million|billion|trillion|dozen)\b")
 
+def _in_prose(text, which):
+    "The first number in a text (`which` is 0) or the last (-1); None where it is a piece of something else."
+    found = [*_NUMBER.finditer(text)][which:][:1]
+    if not found: return None
+    start, end = found[0].start("size"), found[0].end()
+    piece = _BEFORE.search(text[max(0, start - 12):start]) or _AFTER.match(text[end:end + 12])
+    return None if piece else _bare(found[0])
+
+# %% ../nbs/09_tasks.ipynb #69950cd3
+def _said(text):
+    "The number after the last `answer is`, or else the last one."
+    said = re.findall(r"answer\s*(?:is|was|are|:|=)+\s*([^\n]*)", text, re.I)
+    clause = re.split(r"[.!?](?:\s|$)", said[-1])[0] if said else ""
+    if not _NUMBER.search(plain := _plain(clause)): return _in_prose(_plain(text), -1)
+    after = plain.rpartition("=")[2]
+    return _expression(clause) or _in_prose(after if _NUMBER.search(after) else plain, 0)
+
+# %% ../nbs/09_tasks.ipynb #4c00000c
 def extract_answer(
     text: str,  # What a model wrote
     *,
     strict: bool = False,  # Only `####` and `\\boxed{}` count
 ) -> str | None:  # The number as written, without thousands separators; None where there is none
     "The final number in free text."
-    if "####" in text:
-        lines = text.rsplit("####", 1)[1].strip().splitlines()
-        return _first_number(lines[0]) if lines else None
-    if (inside := _boxed(text)) is not None: return _first_number(inside)
-    if strict: return None
-    said = re.findall(r"answer\s*(?:is|was|are|:|=)+\s*([^\n]*)", text, re.I)
-    if said and (found := _first_number(re.split(r"[.!?](?:\s|$)", said[-1])[0])): return found
-    found = _numbers(text)
-    return found[-1].replace(",", "") if found else None
+    if (places := _marked(text)) or strict: return next(filter(None, map(_expression, places)), None)
+    return _said(text)
 
 # %% ../nbs/09_tasks.ipynb #e17f42c1
 def check_answer(
     text: str,  # What a model wrote
-    gold: str,  # The right answer, a number
+    gold: str,  # The right answer: a number, or with `math_verify` any formula
     *,
-    tolerance: float = 1e-4,  # Largest difference that counts as equal
+    tolerance: float = 1e-4,  # Largest difference that counts as equal, between numbers
     strict: bool = False,  # Only `####` and `\\boxed{}` count
-    math_verify: bool = False,  # Compare with the math-verify package (extra `eval`), which knows algebra
+    math_verify: bool = False,  # What is no number in these two places goes to the math-verify package
 ) -> bool:
     "Whether the final number in `text` is `gold`."
     if not tolerance >= 0: raise ValueError(f"`tolerance` must be at least 0, got {tolerance}.")
-    if math_verify: return _math_verify(text, gold)
-    if (right := parse_number(gold)) is None: raise ValueError(f"`gold` must be a number, got {gold!r}.")
-    found = extract_answer(text, strict=strict)
-    value = None if found is None else parse_number(found)
-    return value is not None and abs(value - right) <= tolerance
+    equal = _math_verify() if math_verify else None
+    right, found = parse_number(gold), extract_answer(text, strict=strict)
+    if right is None and not math_verify: raise ValueError(f"`gold` must be a number, got {gold!r}.")
+    if right is not None and found is not None: return abs(parse_number(found) - right) <= tolerance
+    return equal is not None and any(equal(gold, _formula(place, gold)) for place in _marked(text)[-1:])
 
-def _math_verify(text, gold):
+# %% ../nbs/09_tasks.ipynb #d37b65c0
+_UNREAD = re.compile(r"[A-Za-z]{3,}|\d(?:\s|\\[,;:! ])+\d|\d_|\.\.|…")  # words, number lists, bases, dots
+
+def _formula(place, gold):
+    "What math-verify may read of a marked place: all of it, or the last side of an equation that names it."
+    *sides, last = [place] if "=" in gold else place.split("=")
+    named = all(_SIDE.fullmatch(_plain(side).strip()) for side in sides)
+    return last if named and not _UNREAD.search(re.sub(r"\\[A-Za-z]+", "|", last)) else ""
+
+# %% ../nbs/09_tasks.ipynb #6747d74f
+def _math_verify():
+    "How math-verify compares two formulas; its time limit needs a signal, which only the main thread has."
     try: from math_verify import parse, verify
     except ImportError:
         raise ImportError("`math_verify=True` needs the math-verify package, `pip install soft_decoding[eval]`; "
                           "`math_verify=False` compares numbers.") from None
-    return bool(verify(parse(gold), parse(text)))
+    limit = 5 if threading.current_thread() is threading.main_thread() else None
+    read = lambda formula: parse(f"${formula}$", fallback_mode="no_fallback", parsing_timeout=limit)
+    return lambda gold, formula: bool(verify(read(gold), read(formula), timeout_seconds=limit))
 
 # %% ../nbs/09_tasks.ipynb #e731c93b
 @patch
