@@ -43,6 +43,7 @@ class State:
     soft: SoftToken | None = None  # Chosen but not yet fed; None: feed `input_ids`
     idle: bool = True  # Whether some rows may be done; False saves the work for them
     step: int = 0  # Tokens chosen since the start
+    began: int | None = None  # Length of `input_ids` when the run, or its last turn, began; None: not known
     think_state: dict = field(default_factory=dict)  # Counters and partial matches of the think policy, `(b, ...)`
     history: Tensor | None = None  # Without a cache: all vectors fed so far, `(b, t, d)`
     vocab_size: int | None = None  # Ids from here on have no token; None: every row of the embedding has one
@@ -131,7 +132,8 @@ def begin(
     think_state, phase = {}, torch.full((b,), int(Phase.THINK), device=device)
     if hasattr(think, "start_rows"): think_state, phase = think.start_rows(input_ids)
     done = torch.zeros(b, dtype=torch.bool, device=device)
-    return cls(input_ids, phase, done, model_kwargs, think_state=think_state, unseen=unseen)
+    return cls(input_ids, phase, done, model_kwargs, think_state=think_state, unseen=unseen,
+               began=input_ids.shape[1])
 
 # %% ../nbs/02_rollout.ipynb #32848e55
 @patch(cls_method=True)
@@ -433,6 +435,7 @@ def choose(
     if ctx.done is not None:
         if ctx.pad_token_id is not None: token = torch.where(ctx.done, ctx.pad_token_id, token)
         is_soft, now = is_soft & ~ctx.done, torch.where(ctx.done, int(Phase.DONE), now)
+        phase = torch.where(ctx.done, ctx.phase, phase)  # where a row stood when it finished
     if ctx.mode != "soft" or ctx.think is not None or ctx.done is not None: soft = feed_readout(soft, token, is_soft, ctx)
     if ctx.snap is not None and soft.embeds is not None:
         raise ValueError("`snap` rounds the weights of a mixture, but this mixer feeds vectors of its own; leave one of them out.")
@@ -542,7 +545,7 @@ def soft_rollout(
     snap: int | None = None,  # Bits of the grid that fed weights are rounded to; None is off
     replay=None,  # A SoftTrace to feed instead of what is chosen; past its end the run is free
     processors: Callable | None = None,  # `(input_ids, logits) -> scores`, such as a `LogitsProcessorList`
-    stopping: Callable | None = None,  # `(input_ids, scores) -> done (b,)`, such as a `StoppingCriteriaList`
+    stopping: Callable | None = None,  # `(input_ids, scores) -> done (b,)`, such as a `StoppingCriteriaList`; one with `needs_info` gets the StepInfo for scores
     halt: Callable | None = None,  # The same, but ends the rollout without finishing its rows
     pad_token_id: int | None = None,  # Read-out of finished rows; None: they go on
     trace_k: int = 16,  # How many entries of each belief to keep; 0 for none
@@ -558,7 +561,7 @@ def soft_rollout(
     plugs = dict(sampling=sampling or Sampling(), mixer=mixer, answer_sampling=answer_sampling, think=think,
                  processors=processors, pad_token_id=pad_token_id, do_sample=do_sample, snap=snap,
                  embedding=model.get_input_embeddings())
-    infos, (mode, idle, _) = [], _mode(state)
+    infos, (mode, idle, _), needs_info = [], _mode(state), getattr(stopping, "needs_info", False)
     with torch.enable_grad() if grad else torch.no_grad():
         for _ in _steps(steps, progress):
             if mode == "done": break
@@ -568,7 +571,7 @@ def soft_rollout(
                 state.phase, mode=mode, done=state.done if idle else None, **plugs,
                 **_step_fields(state, generator, guidance, replay, noise)))
             input_ids = torch.cat([state.input_ids, info.token[:, None]], 1)
-            done = state.done if stopping is None else state.done | stopping(input_ids, None)
+            done = state.done if stopping is None else state.done | stopping(input_ids, info if needs_info else None)
             infos.append(slim_info(info, soft, logits, state.outputs, trace_k, keep))
             state = replace(state, input_ids=input_ids, phase=info.next_phase, done=done, soft=soft, unseen=None,
                             step=state.step + 1, think_state=info.think_state, outputs={})
