@@ -978,6 +978,9 @@ class SoftTrainingArguments(TrainingArguments):
             raise ValueError("Gradient checkpointing silently drops the cache of a rollout; use `engine='parallel'`, or switch it off.")
         if any((getattr(self, f"{kind}_kwargs", None) or {}).get("use_reentrant") for kind in kinds):
             raise ValueError("`use_reentrant=True` cannot be used in soft training: hops are backward passes inside the step; leave it out.")
+        if self.accelerator_config.dispatch_batches:
+            raise ValueError("`dispatch_batches=True` cannot be used in soft training: batches differ in length; leave it out, every process then reads its own.")
+        self.accelerator_config.dispatch_batches = False
         if (parallel := self.parallelism_config) is not None and (parallel.cp_enabled or parallel.sp_enabled):
             raise ValueError("`parallelism_config` splits sequences over processes, but a soft position needs all before it; leave out cp and sp.")
 
@@ -1052,7 +1055,7 @@ class _Rows:
     "A data set of the trainer, encoded whenever it is given."
     def __set_name__(self, owner, name): self.name = name
     def __get__(self, trainer, owner=None): return self if trainer is None else trainer.__dict__.get(self.name)
-    def __set__(self, trainer, rows): trainer.__dict__[self.name] = trainer.encode(rows)
+    def __set__(self, trainer, rows): trainer.__dict__[self.name] = trainer.encode(rows, to_evaluate=self.name == "eval_dataset")
 
 @dataclass
 class _Complete:
@@ -1146,6 +1149,18 @@ def call_model_init(
     made.together = self.is_fsdp_enabled or self.is_deepspeed_enabled
     return made
 
+@patch
+def hyperparameter_search(
+    self: SoftTrainer,
+    hp_space: Callable | None = None,  # As in `Trainer.hyperparameter_search`, like the rest; it may name any of `SoftTrainingArguments`
+    compute_objective: Callable | None = None,  # Metrics -> number; None: the loss at share 0
+    **kwargs,  # Of `Trainer.hyperparameter_search`
+):  # The best run
+    "Search, by default, for the lowest loss of a free run (the Trainer would add up all metrics)."
+    return Trainer.hyperparameter_search(self, hp_space, compute_objective or _free_loss, **kwargs)
+
+def _free_loss(metrics): return metrics["eval_loss"]
+
 def _with_adapters(model, config, seed):
     from peft import get_peft_model
     with torch.random.fork_rng():
@@ -1163,12 +1178,15 @@ def _check_optimizer(optimizer, module):
 def encode(
     self: SoftTrainer,
     rows,  # As in `encode_rows`; None and the name of a data set are left as they are
+    to_evaluate: bool = False,  # Then several processes read a stream to its end first, for rows that accelerate repeats could not be told
 ):  # The same kind of data set, with ids
     "Rows as the trainer reads them."
     if rows is None or isinstance(rows, str): return rows
-    return encode_rows(rows, self._tokenizer, dropped=self.dropped if self.args.drop_unusable else None, ids=self._ids_too,
+    if isinstance(rows, dict): return {k: self.encode(v, to_evaluate) for k, v in rows.items()}
+    made = encode_rows(rows, self._tokenizer, dropped=self.dropped if self.args.drop_unusable else None, ids=self._ids_too,
                        think=(self.args.think_start, self.args.think_end), max_length=self.args.max_length,
                        context=context_length(self.soft.model))
+    return list(made) if to_evaluate and self.args.world_size > 1 and isinstance(made, EncodedStream) else made
 
 @patch
 def get_eval_dataloader(
@@ -1176,7 +1194,7 @@ def get_eval_dataloader(
     eval_dataset=None,  # Rows as in `encode_rows`, or the name of one of the trainer's data sets; None: the trainer's
 ):  # `torch.utils.data.DataLoader`
     "The loader of an evaluation, also of rows that are still text."
-    return Trainer.get_eval_dataloader(self, self.encode(eval_dataset))
+    return Trainer.get_eval_dataloader(self, self.encode(eval_dataset, to_evaluate=True))
 
 @patch
 def get_test_dataloader(
@@ -1184,7 +1202,7 @@ def get_test_dataloader(
     test_dataset,  # Rows as in `encode_rows`
 ):  # `torch.utils.data.DataLoader`
     "The loader of a prediction, also of rows that are still text."
-    return Trainer.get_test_dataloader(self, self.encode(test_dataset))
+    return Trainer.get_test_dataloader(self, self.encode(test_dataset, to_evaluate=True))
 
 # %% ../nbs/03_train.ipynb #0bd903c2
 @patch
