@@ -637,7 +637,7 @@ def _unusable(bad, dropped, n):
     "Raise for rows that cannot be used, or put them with those left out."
     if not bad: return
     (i, why), others = bad[0], ", ".join(str(i) for i, _ in bad[1:])
-    if dropped is None: raise ValueError(f"Row {i} of the data: {why}" + f" Neither can be used: rows {others} ({len(bad)} of {n} in all)." * (others != ""))
+    if dropped is None: raise ValueError(f"Row {i} of the data: {why}" + f" Nor can these rows be used: {others} ({len(bad)} of {n} in all)." * (others != ""))
     if len(bad) == n: raise ValueError(f"None of the {n} rows can be used. Row 0 of the data: {why}")
     dropped += bad
     warnings.warn(f"{len(bad)} of {n} rows are left out: {', '.join(str(i) for i, _ in bad)}. Row {i}: {why}")
