@@ -930,8 +930,9 @@ def _gathered(module):
     finally: free(True, recurse=False)
 
 def _pad_together(batch, share):
-    "Where weights are sharded all processes must run the model equally often: give all batches one length."
+    "Where weights are sharded all processes must run the model equally often: give all batches one length, and one kind of targets."
     ids = batch["input_ids"]
+    if _most(batch["target_dists"] is not None) and batch["target_dists"] is None: batch = dict(batch, target_dists=TokenDist.one_hot(ids))
     if (extra := int(_most(ids.shape[1])) - ids.shape[1]) == 0: return batch, share
     given = dict(batch, attention_mask=torch.ones_like(ids) if batch["attention_mask"] is None else batch["attention_mask"])
     pad = lambda x, value: None if x is None else torch.nn.functional.pad(x, (0, extra), value=value)
