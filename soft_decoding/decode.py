@@ -24,7 +24,7 @@ from transformers.utils import TransformersKwargs
 
 from .cache import NAMES, cache_of
 from .dist import Sampling
-from .rollout import (Guidance, Phase, State, check_model, check_plugs, context_length, forward_parameters,
+from .rollout import (Guidance, Phase, State, check_model, check_padding, check_plugs, context_length, forward_parameters,
                                    prompt_learner, soft_rollout, text_config)
 from .soft_embed import plain_mixer
 from .think import Think
@@ -109,14 +109,6 @@ class ContextLimit:
     def __call__(self, input_ids: Tensor, scores=None, **kwargs) -> Tensor:  # bool `(b,)`
         return input_ids.shape[1] - self.start >= self.room
 
-def _check_mask(mask):
-    "A row is continued at its last position, which must not be a pad."
-    if bool((empty := mask.sum(-1) == 0).any()):
-        raise ValueError(f"The prompt of row {empty.nonzero()[0].item()} is empty: its `attention_mask` is all 0.")
-    if bool((padded := mask[:, -1] == 0).any()):
-        raise ValueError(f"The prompt of row {padded.nonzero()[0].item()} is padded on the right (its `attention_mask` ends in 0), "
-                         "and would be continued behind its pads; pad on the left: `tokenizer.padding_side = 'left'`.")
-
 def check_prompt(model, embedding, state):
     "Raise for a prompt that cannot be decoded; the room `(b,)` it leaves in the context, or None for no limit."
     ids, kwargs, embeds = state.input_ids, state.model_kwargs, state.model_kwargs.get("inputs_embeds")
@@ -124,7 +116,9 @@ def check_prompt(model, embedding, state):
     if ids.shape[1] == 0 and (embeds is None or embeds.shape[1] == 0):
         raise ValueError("The prompt is empty: `input_ids` must hold at least one token per row.")
     mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-    if mask is not None and mask.dim() == 2: _check_mask(mask)
+    if mask is not None and mask.dim() == 2 and bool((empty := mask.sum(-1) == 0).any()):
+        raise ValueError(f"The prompt of row {empty.nonzero()[0].item()} is empty: its `attention_mask` is all 0.")
+    check_padding(mask)
     if (limit := context_length(model)) is None: return None
     length = positions[:, -1] + 1 if positions is not None and positions.dim() == 2 else torch.tensor(
         [ids.shape[1] + (0 if embeds is None else embeds.shape[1])], device=ids.device)
