@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['cache_field', 'split_filters', 'check_config', 'check_options', 'check_ids', 'ContextLimit', 'check_prompt',
-           'AnswerRules', 'filler_id', 'stopping_limits', 'CacheNames', 'SoftOutput', 'eval_mode', 'soft_decode',
-           'bound_think', 'through_generate', 'catch_up', 'soft_generate', 'unwrap']
+           'AnswerRules', 'filler_id', 'span_filler', 'stopping_limits', 'CacheNames', 'SoftOutput', 'eval_mode',
+           'soft_decode', 'bound_think', 'through_generate', 'catch_up', 'soft_generate', 'unwrap']
 
 # %% ../nbs/02c_decode.ipynb #02cdec03
 import copy, difflib, inspect, warnings
@@ -137,12 +137,12 @@ class AnswerRules:
         self,
         rules: Callable,  # `(input_ids, scores) -> done (b,)`
         filler: int,  # Id in place of what they must not see
-        always: Callable | None = None,  # A rule that counts in the span as well
+        always: Callable | None = None,  # Rules that count in the span as well, such as of length and time
     ): self.rules, self.filler, self.always = rules, filler, always
 
     def __call__(self, input_ids: Tensor, info) -> Tensor:  # bool `(b,)`
         done = self.judge(input_ids, info.think_state["hidden"])
-        return done if self.always is None else done | self.always(input_ids)
+        return done if self.always is None else done | self.always(input_ids, None)
 
     def judge(
         self,
@@ -165,8 +165,14 @@ def filler_id(
         if isinstance(rule, StopStringCriteria): taken |= set((rule.embedding_vec[:, :-1] > 0).any(-1).nonzero().flatten().tolist())
     return next((i for i in reversed(range(vocab_size)) if i not in taken), vocab_size)
 
-def _filler(model, config, state, think, criteria):
-    "A filler for what rules must not see; None where they see everything."
+def span_filler(
+    model,  # A causal language model
+    config,  # As `generate` made it
+    state: State,  # At the prompt
+    think: Callable | None,  # Think policy
+    criteria: list,  # Stopping criteria
+) -> int | None:
+    "A filler for what rules must not see; None where the policy hides nothing."
     if "hidden" not in state.think_state: return None
     rows = getattr(model.get_input_embeddings(), "num_embeddings", None) or text_config(model).vocab_size
     special = [getattr(config, f"_{name}_token_tensor", None) for name in ("eos", "pad", "bos")]
@@ -288,7 +294,7 @@ def soft_decode(
             state = _begin(model, input_ids, model_kwargs, state, think, vocab_size)
             if replay is not None: _check_replay(replay, len(state.input_ids))
             rules, room = stopping_criteria or [], check_prompt(model, embedding, state)
-            filler = None if stop_while_thinking else _filler(model, config, state, think, rules)
+            filler = None if stop_while_thinking else span_filler(model, config, state, think, rules)
             stopping, halt, steps = stopping_limits(model, rules, state, room, filler)
             catch_up(processors, state)
             stream.put(state.input_ids)
@@ -318,7 +324,7 @@ def through_generate(
     own = {p.name for p in inspect.signature(door).parameters.values() if p.kind is p.KEYWORD_ONLY}
     bound, rest = {k: given[k] for k in own}, {k: v for k, v in given.items() if k not in own | {"model", "model_kwargs"}}
     rest = {k: v for k, v in {**rest, **given["model_kwargs"]}.items() if v is not None}
-    tokenizer, stops = rest.pop("tokenizer", None), rest.pop("stop_strings", None)
+    tokenizer, stops = rest.pop("tokenizer", None) or bound.get("tokenizer"), rest.pop("stop_strings", None)
     bound["think"] = bound_think(given["think"], tokenizer)
     rest["stopping_criteria"] = _user_criteria(rest.get("stopping_criteria"), stops, rest.get("generation_config"), tokenizer)
     return given["model"].generate(**rest, custom_generate=partial(door, **bound))
