@@ -284,11 +284,9 @@ def soft_decode(
     stream, config = streamer if isinstance(streamer, _Stream) else _Stream(streamer), generation_config
     try:
         embedding, think = check_model(model), bound_think(think, None)
-        check_config(config)
         check_options(soft_decode, model, model_kwargs)
-        if isinstance(think, Think): check_ids("Think", [*(think.start or []), *(think.end or [])], embedding)
         check_plugs(sampling=sampling, mixer=mixer, answer_sampling=answer_sampling, think=think)
-        if trace_k < 0: raise ValueError(f"`trace_k` must be at least 0 (0 keeps no trace), got {trace_k}.")
+        _check_call(config, think, embedding, trace_k)
         sampling, processors = split_filters(config, logits_processor or [], sampling)
         with eval_mode(model):
             state = _begin(model, input_ids, model_kwargs, state, think, vocab_size)
@@ -310,6 +308,12 @@ def soft_decode(
     finally: stream.end()
     spans = _spans(state, think)
     return _output(state, infos, embedding, keep, spans) if config.return_dict_in_generate else state.input_ids
+
+def _check_call(config, think, embedding, trace_k):
+    "Refuse values that soft decoding would have to ignore, or could not use."
+    check_config(config)
+    if isinstance(think, Think): check_ids("Think", [*(think.start or []), *(think.end or [])], embedding)
+    if trace_k < 0: raise ValueError(f"`trace_k` must be at least 0 (0 keeps no trace), got {trace_k}.")
 
 def bound_think(think, tokenizer):
     "The think policy with its texts as ids."

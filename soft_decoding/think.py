@@ -151,6 +151,18 @@ def table(
     if device not in self.tables: self.tables[device] = _table(self) if device.type == "cpu" else self.table().to(device)
     return self.tables[device]
 
+@patch
+def tail(
+    self: SpanFinder,
+    said: Tensor,  # Characters of the end marker that have been said, `(b,)`
+    position: Tensor,  # Ids of the rest that have been fed, `(b,)`
+) -> tuple[Tensor, Tensor]:  # The next id, and whether it is the last, `(b,)`
+    "What completes an end marker that has begun."
+    key = "tails", said.device
+    tails = self.tables[key] = self.tables[key] if key in self.tables else self.tails.to(said.device)
+    position = position.clamp(max=tails.shape[1] - 2)
+    return tails[said, position], tails[said, position + 1] < 0
+
 def _table(finder):
     "Most ids lead back to where nothing is matched; the others are read one by one."
     blocks = (finder.start, range(finder.opened)), (finder.end, range(finder.opened, finder.closed))
@@ -230,7 +242,9 @@ def inside(
 
 @patch
 def _between(self: SpanFinder, ids, opened, closed, said):
-    "Ids from `opened` to before the one that holds the first of the `said` characters that stand before `closed`."
+    "Ids from `opened` to before the one that holds the marker's first character; `said` were matched before id `closed`."
+    if opened is None: return [False] * len(ids)
+    said -= (self.end.text[:said] + self.end.says(ids[closed])).find(self.end.text)  # not all need belong to the marker
     while said > 0: closed, said = closed - 1, said - len(self.end.says(ids[closed - 1]))
     return [opened <= j < closed for j in range(len(ids))]
 
@@ -329,9 +343,9 @@ def __call__(
 @patch
 def _inject(self: Think, phase, think_state):
     "The next token of the end marker, for rows in `Phase.END` (-1 for the others), and the rows where it is the last."
-    ending, tails = phase == Phase.END, self.found_by.tails.to(phase.device)
-    tail, position = think_state["tail"], think_state["position"].clamp(max=tails.shape[1] - 2)
-    return torch.where(ending, tails[tail, position], -1), ending & (tails[tail, position + 1] < 0)
+    if self.end is None: return torch.full_like(phase, -1), phase == Phase.END
+    ids, last = self.found_by.tail(think_state["tail"], think_state["position"])
+    return torch.where(phase == Phase.END, ids, -1), (phase == Phase.END) & last
 
 @patch
 def _cut(self: Think, thinking, count, calm, entropy):
