@@ -420,7 +420,7 @@ def soft_generate(
         check_model(model)
         named = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         sampling = _user_sampling(sampling, generation_config, named)
-        config, kwargs = _user_config(model, generation_config, dict(
+        config, kwargs, unset = _user_config(model, generation_config, dict(
             kwargs, do_sample=do_sample, max_new_tokens=max_new_tokens, return_dict_in_generate=return_dict_in_generate))
         if state is not None and input_ids is None: _count_on(config, state, model.generation_config)
         if _rare_filters(config): config.update(**_in_config_words(sampling, _rare_filters(config)[0])); sampling = None
@@ -430,7 +430,8 @@ def soft_generate(
                          guidance=guidance, select=select, replay=replay, state=state, trace_k=trace_k, grad=grad,
                          stop_while_thinking=stop_while_thinking, progress=progress, vocab_size=_vocab_size(model, tokenizer))
         prompt = _user_prompt(model, input_ids, attention_mask, state, kwargs)
-        out = _generate(model, **prompt, generation_config=config, stopping_criteria=criteria, custom_generate=decode, **kwargs)
+        out = _generate(model, config, **prompt, **_in_kwargs(config, generation_config, model.generation_config, unset),
+                        stopping_criteria=criteria, custom_generate=decode, **kwargs)
     finally: stream.end()
     if isinstance(out, SoftOutput) and out.trace is not None: out.trace.tokenizer = tokenizer
     return out
@@ -445,13 +446,13 @@ def unwrap(
     own = hasattr(type(model), "prepare_inputs_for_generation") or hasattr(type(model), "get_base_model")
     return model if own or inner is None or not hasattr(inner, "prepare_inputs_for_generation") else unwrap(inner)
 
-def _generate(model, **kwargs):
+def _generate(model, config, **kwargs):
     "`generate` with our decoder; some families generate in a way of their own, and know no `custom_generate`."
     try: out, cause = model.generate(**kwargs), None
     except ValueError as e:
         if "custom_generate" not in str(e): raise
         out, cause = None, e
-    if isinstance(out, SoftOutput) or not kwargs["generation_config"].return_dict_in_generate and cause is None: return out
+    if isinstance(out, SoftOutput) or not config.return_dict_in_generate and cause is None: return out
     raise NotImplementedError(f"The `generate` of {type(model).__name__} is its own and takes no `custom_generate`, so it cannot be "
                               "decoded softly; use `soft_rollout`, or plain `generate`.") from cause
 
@@ -488,7 +489,15 @@ def _user_config(model, given, kwargs):
     kwargs = config.update(**kwargs)
     unset = {name: None for name in {"min_p", "stop_strings", "top_h"} | explicit  # or the checkpoint's come back in
              if getattr(config, name, None) is None and getattr(own, name, None) is not None}
-    return config, {**kwargs, **unset}
+    return config, kwargs, unset
+
+def _in_kwargs(config, given, own, unset):
+    "A config as arguments, for `generate` fills what a config leaves open with the checkpoint's, and takes arguments beside one with a warning."
+    default = GenerationConfig()
+    values = {name: value for name, value in vars(config).items() if name[0] != "_" and name != "transformers_version"}
+    if not all(hasattr(default, name) for name in values): return dict(generation_config=config, **unset)  # it has entries of its own
+    if given is None: return {name: value for name, value in values.items() if value != getattr(own, name, None)}
+    return {name: value for name, value in values.items() if value is not None} | unset
 
 # %% ../nbs/02c_decode.ipynb #9ab605cb
 def _user_criteria(criteria, stop_strings, config, tokenizer):
