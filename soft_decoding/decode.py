@@ -487,7 +487,7 @@ def _user_config(model, given, kwargs):
     for name, value in dict(off, min_p=None, stop_strings=None, **rare).items(): setattr(config, name, value)
     explicit = {name for name, value in kwargs.items() if value is None}
     kwargs = config.update(**kwargs)
-    unset = {name: None for name in {"min_p", "stop_strings", "top_h"} | explicit  # or the checkpoint's come back in
+    unset = {name: None for name in {*off, "min_p", "stop_strings", "top_h"} | explicit  # or the checkpoint's come back in
              if getattr(config, name, None) is None and getattr(own, name, None) is not None}
     return config, kwargs, unset
 
