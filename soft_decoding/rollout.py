@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REFUSED', 'Phase', 'State', 'prompt_learner', 'put_virtual_tokens', 'forward_parameters', 'context_length',
            'text_config', 'forward', 'check_model', 'StepContext', 'StepInfo', 'choose', 'feed_readout', 'Guidance',
-           'soft_rollout', 'slim_info', 'check_plugs', 'PassInfo', 'soft_passes', 'shift_right']
+           'soft_rollout', 'slim_info', 'check_plugs', 'check_padding', 'PassInfo', 'soft_passes', 'shift_right']
 
 # %% ../nbs/02_rollout.ipynb #42bb69d0
 import inspect
@@ -642,10 +642,20 @@ def _check_rollout(model, state, steps, guidance, stopping, grad):
         rows = len(guidance.targets.probs if isinstance(guidance.targets, TokenDist) else guidance.targets)
         if rows != len(state.input_ids):
             raise ValueError(f"`guidance` must have targets for {len(state.input_ids)} rows, got {rows}.")
+    if state.soft is None: check_padding(state.model_kwargs.get("attention_mask"))
     limit, positions = context_length(model), state.model_kwargs.get("position_ids")
     if stopping is None and limit is not None and positions is not None and positions.dim() == 2:
         if steps > (room := limit - int(positions[:, -1].max())):
             raise ValueError(f"`steps` must be at most {room}, or the rollout leaves the model's context of {limit}, got {steps}.")
+
+def check_padding(
+    attention_mask: Tensor | None,  # `(b, t)`; None: no pads
+):
+    "Raise for a prompt that is padded on the right: it would be continued behind its pads."
+    if attention_mask is None or attention_mask.dim() != 2: return
+    if bool((padded := attention_mask[:, -1] == 0).any()):
+        raise ValueError(f"The prompt of row {padded.nonzero()[0].item()} is padded on the right (its `attention_mask` ends in 0), and "
+                         "would be continued behind its pads; pad on the left: `tokenizer.padding_side = 'left'`.")
 
 def _check_checkpointing(model):
     if model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):

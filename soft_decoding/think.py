@@ -8,6 +8,7 @@ __all__ = ['token_bytes', 'extend_match', 'SpanFinder', 'inner_ids', 'span_finde
 # %% ../nbs/02a_think.ipynb #02athk03
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 import torch
@@ -150,6 +151,18 @@ def table(
     if device not in self.tables: self.tables[device] = _table(self) if device.type == "cpu" else self.table().to(device)
     return self.tables[device]
 
+@patch
+def tail(
+    self: SpanFinder,
+    said: Tensor,  # Characters of the end marker that have been said, `(b,)`
+    position: Tensor,  # Ids of the rest that have been fed, `(b,)`
+) -> tuple[Tensor, Tensor]:  # The next id, and whether it is the last, `(b,)`
+    "What completes an end marker that has begun."
+    key = "tails", said.device
+    tails = self.tables[key] = self.tables[key] if key in self.tables else self.tails.to(said.device)
+    position = position.clamp(max=tails.shape[1] - 2)
+    return tails[said, position], tails[said, position + 1] < 0
+
 def _table(finder):
     "Most ids lead back to where nothing is matched; the others are read one by one."
     blocks = (finder.start, range(finder.opened)), (finder.end, range(finder.opened, finder.closed))
@@ -168,14 +181,15 @@ def span_finder(
     tokenizer=None,  # For text
 ) -> SpanFinder:
     "A finder that is made once per tokenizer and pair of markers."
-    if not any(isinstance(marker, str) for marker in (start, end)): return SpanFinder(start, end)
+    if not any(isinstance(marker, str) for marker in (start, end)):
+        return _of_ids(*(None if marker is None else tuple(marker) for marker in (start, end)))
     if tokenizer is None:
         raise ValueError("`Think.start` and `Think.end` given as text need `tokenizer=`; or give token ids.")
     known, key = _finders.setdefault(tokenizer, {}), (len(tokenizer), str(start), str(end))
     if key not in known: known[key] = SpanFinder(start, end, tokenizer)
     return known[key]
 
-_finders = WeakKeyDictionary()  # tokenizer -> its finders
+_finders, _of_ids = WeakKeyDictionary(), lru_cache(32)(SpanFinder)  # tokenizer -> its finders; and those without one
 
 def _tails(marker, tokenizer):
     "For every number of characters that have been said, the ids that say the rest, `(characters, n)`; -1 behind them."
@@ -228,7 +242,9 @@ def inside(
 
 @patch
 def _between(self: SpanFinder, ids, opened, closed, said):
-    "Ids from `opened` to before the one that holds the first of the `said` characters that stand before `closed`."
+    "Ids from `opened` to before the one that holds the marker's first character; `said` were matched before id `closed`."
+    if opened is None: return [False] * len(ids)
+    said -= (self.end.text[:said] + self.end.says(ids[closed])).find(self.end.text)  # not all need belong to the marker
     while said > 0: closed, said = closed - 1, said - len(self.end.says(ids[closed - 1]))
     return [opened <= j < closed for j in range(len(ids))]
 
@@ -276,7 +292,7 @@ def bind(
 @patch(as_prop=True)
 def found_by(self: Think) -> SpanFinder:
     "The search for the markers."
-    return vars(self)["finder"] if "finder" in vars(self) else self.bind(None).finder
+    return vars(self).get("finder") or span_finder(self.start, self.end)
 
 # %% ../nbs/02a_think.ipynb #415ad9ca
 @patch
@@ -287,7 +303,7 @@ def start_rows(
     "Where each row stands after the prompt."
     state, opened = self.found_by.after(input_ids), self.found_by.opened
     inside, zero = state >= opened, torch.zeros_like(state)
-    think_state = dict(count=zero, calm=zero, state=state, tail=torch.where(inside, state - opened, zero), position=zero)
+    think_state = dict(count=zero, calm=zero, match=state, tail=torch.where(inside, state - opened, zero), position=zero)
     if self.closes: think_state["hidden"] = torch.zeros_like(input_ids, dtype=torch.bool)
     return think_state, torch.where(inside, self._opened(), int(Phase.WAIT))
 
@@ -301,7 +317,7 @@ def _closed(self: Think): return int(Phase.ANSWER if self.end is None else Phase
 @patch
 def __call__(
     self: Think,
-    think_state: dict,  # `count`, `calm`, `state`, `tail`, `position` `(b,)`, and `hidden` `(b, t)` if the span can close
+    think_state: dict,  # `count`, `calm`, `match`, `tail`, `position` `(b,)`, and `hidden` `(b, t)` if the span can close
     phase: Tensor,  # Phase of this step, `(b,)`
     entropy: Tensor,  # Nats, after temperature and before the filters, `(b,)`
     token: Tensor,  # Read-out of this step, `(b,)`
@@ -310,16 +326,16 @@ def __call__(
     thinking, finder = phase == Phase.THINK, self.found_by
     forced, last = self._inject(phase, think_state)
     token = torch.where(forced >= 0, forced, token)
-    state = finder(think_state["state"], token)
-    closes = (thinking | (phase == Phase.WAIT)) & (state == finder.closed)
-    opens = (phase == Phase.WAIT) & (state >= finder.opened) & ~closes
+    match = finder(think_state["match"], token)
+    closes = (thinking | (phase == Phase.WAIT)) & (match == finder.closed)
+    opens = (phase == Phase.WAIT) & (match >= finder.opened) & ~closes
     count = think_state["count"] + (thinking & ~closes)
     cut, calm = self._cut(thinking, count, think_state["calm"], entropy)
     cut = thinking & cut & ~closes
     after = torch.where(cut, self._closed(), torch.where(opens, self._opened(), phase))
     after = torch.where(closes | last, int(Phase.ANSWER), after)
-    begins, said = cut | opens, (state - finder.opened).clamp_min(0)
-    new = dict(count=count, calm=calm, state=state, tail=torch.where(begins, said, think_state["tail"]),
+    begins, said = cut | opens, (match - finder.opened).clamp_min(0)
+    new = dict(count=count, calm=calm, match=match, tail=torch.where(begins, said, think_state["tail"]),
                position=torch.where(begins, 0, think_state["position"] + (phase == Phase.END)))
     return hide(think_state, new, phase, after), after, torch.where(closes, token, forced)
 
@@ -327,9 +343,9 @@ def __call__(
 @patch
 def _inject(self: Think, phase, think_state):
     "The next token of the end marker, for rows in `Phase.END` (-1 for the others), and the rows where it is the last."
-    ending, tails = phase == Phase.END, self.found_by.tails.to(phase.device)
-    tail, position = think_state["tail"], think_state["position"].clamp(max=tails.shape[1] - 2)
-    return torch.where(ending, tails[tail, position], -1), ending & (tails[tail, position + 1] < 0)
+    if self.end is None: return torch.full_like(phase, -1), phase == Phase.END
+    ids, last = self.found_by.tail(think_state["tail"], think_state["position"])
+    return torch.where(phase == Phase.END, ids, -1), (phase == Phase.END) & last
 
 @patch
 def _cut(self: Think, thinking, count, calm, entropy):
