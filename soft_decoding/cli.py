@@ -82,11 +82,32 @@ def _fail(name, error, debug):
     elif isinstance(error, Incomplete): code = 1
     elif "out of memory" in message:
         message, code = f"{message.splitlines()[0]} Try a smaller --batch_size, or --dtype bfloat16.", 1
+    elif isinstance(error, OSError) and error.strerror and error.filename is None:  # a write: opening has a name
+        message = f"{error.strerror}, while writing to standard output or to a file."
     elif not isinstance(error, EXPECTED): message, code = f"{type(error).__name__}: {error} (--debug shows where)", 1
-    print(f"{name}: {' '.join(message.split()) or type(error).__name__}", file=sys.stderr)
+    try: print(f"{name}: {' '.join(message.split()) or type(error).__name__}", file=sys.stderr)
+    except OSError: _silence(sys.stderr)
     return code
 
 # %% ../nbs/11_cli.ipynb #c4fc875d
+def _open_streams():
+    "Lead standard streams that are closed to nowhere."
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None: continue
+        try: os.fstat(fd)
+        except OSError: os.dup2(null := os.open(os.devnull, os.O_RDWR), fd); null == fd or os.close(null)
+        setattr(sys, name, open(os.devnull, "w" if fd else "r", encoding="utf-8"))
+
+def _silence(stream):
+    "Lead a stream that cannot be written to nowhere, or Python would complain of it at the end."
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+def _unwritten(stream):
+    "Why what was printed did not arrive; None if it did."
+    try: stream.flush()
+    except OSError as e: _silence(stream); return e
+
+# %% ../nbs/11_cli.ipynb #bc75ae93
 def command(
     name: str,  # Of the command, as in `console_scripts`
     **groups: str,  # Headings of the help: title -> first option below it
@@ -96,15 +117,22 @@ def command(
         @wraps(func)
         def run(*args, **kwargs):
             if args or kwargs or Path(sys.argv[0]).stem != name: return func(*args, **kwargs)
+            _open_streams()
             for stream in (sys.stdout, sys.stderr):
                 if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
-            debug = "--debug" in sys.argv
-            try: func(**_parse(_parser(func, name, groups), sys.argv[1:])); sys.stdout.flush()
-            except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 1
-            except (Exception, KeyboardInterrupt) as e: return _fail(name, e, debug)
-            return 0
+            error, debug = None, "--debug" in sys.argv
+            try: func(**_parse(_parser(func, name, groups), sys.argv[1:]))
+            except (Exception, KeyboardInterrupt, SystemExit) as e: error = e
+            return _exit_code(name, error, _unwritten(sys.stdout), debug)
         return run
     return decorate
+
+def _exit_code(name, error, lost, debug):
+    "The exit code, after a line for what went wrong; `lost` says why standard output was not written."
+    if isinstance(lost or error, BrokenPipeError): return 1  # the reader has gone
+    if lost is not None: error = OSError(f"standard output cannot be written ({lost.strerror}).")
+    if error is None or isinstance(error, SystemExit): return getattr(error, "code", 0) or 0  # after --help
+    return _fail(name, error, debug)
 
 # %% ../nbs/11_cli.ipynb #340e8efe
 SHIPPED = Path(str(files("soft_decoding")))/"assets"/"mnns"  # Made by `experiments/mnns`
@@ -278,18 +306,27 @@ def _check_files(o):
     elif not Path(o.input).is_file(): raise ValueError(f"`--input` {o.input} is not a file.")
     elif Path(o.output).exists() and Path(o.input).samefile(o.output):
         raise ValueError(f"`--output` must not be the input itself, {o.input}.")
+    else: _check_regular(o.output)
     if o.plot is not None and Path(o.plot).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"`--plot` must end in .png, .svg or .pdf, got {o.plot}.")
     for k in ("plot", "output"):
         if (path := getattr(o, k)) is not None: _check_writable(k, Path(path))
 
+def _check_regular(output):
+    "Refuse an output that a second run could not read."
+    path, device = Path(output), re.match(r"/dev/(stdin|stdout|stderr|fd/)|/proc/", os.path.abspath(output))
+    if device or path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"`--output` {output} is a stream or a device, which a run cannot go on from; name a file.")
+
 def _check_writable(option, path):
-    new = not path.exists()
-    try: path.open("ab").close()
+    "Raise unless the file can be written; what is no file (a pipe) is not touched, for that would be using it."
+    if path.exists() and not (path.is_file() or path.is_dir()): return
+    new, file = not path.exists(), path.resolve()  # a link stays where it is
+    try: file.open("ab").close()
     except OSError as e:
         raise ValueError(f"`--{option}` {path} cannot be written ({e.strerror}); name a file in a folder that exists "
                          "and is yours to write.") from e
-    if new: path.unlink()
+    if new: file.unlink()
 
 def _check_text(text):
     "Raise for a prompt without text, or with half a character."
@@ -386,11 +423,20 @@ def _wrapped(line, entries, width, at_most=2):
     return lines
 
 # %% ../nbs/11_cli.ipynb #5fd2b197
+def _prompt_ids(tokenizer, text):
+    "Ids of a text that goes on."
+    encoded = tokenizer(text, return_special_tokens_mask=True)
+    ids, added = encoded["input_ids"], encoded["special_tokens_mask"]
+    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+    while ids and ids[-1] in ends and added[len(ids) - 1]: ids = ids[:-1]
+    return ids
+
+# %% ../nbs/11_cli.ipynb #d489a35d
 def _encode(model, tokenizer, text, o):
     "Ids of a prompt; raise for one that the model cannot take."
     from soft_decoding.rollout import context_length
     _check_text(text)
-    if not o.chat: ids = tokenizer(text)["input_ids"]
+    if not o.chat: ids = _prompt_ids(tokenizer, text)
     elif tokenizer.chat_template is None:
         raise ValueError("`--chat` needs a tokenizer with a chat template; this one has none, so leave it out.")
     else: ids = tokenizer.apply_chat_template([dict(role="user", content=text)], add_generation_prompt=True,
@@ -435,7 +481,8 @@ def _save_plot(trace, path):
     n, top = min(len(trace), 24), min(8, int((trace.probs >= .005).sum(-1).max()))
     figure = Figure(figsize=(max(5, 1.5 + .6 * n), 1.2 + .35 * top), layout="constrained")
     trace.plot(ax=figure.subplots(), top=top)
-    figure.savefig(path, dpi=150)
+    try: figure.savefig(path, dpi=150)
+    except OSError as e: raise ValueError(f"`--plot` {path} cannot be written ({e.strerror or e}).") from e
 
 def _built_in():
     "The first held-out problem of the shipped model, with its answer."
@@ -507,6 +554,7 @@ class Journal:
         self.side = self.path.with_name(self.path.name + ".settings.json")
         self.file = self.path.open("ab+")
         try: self._lock(); self._recover()
+        except OSError as e: self.file.close(); self._refuse(f"cannot be begun ({e.strerror or e}); choose another file", e)
         except BaseException: self.file.close(); raise
 
     def __enter__(self): return self
@@ -530,14 +578,22 @@ class Journal:
             try: record = json.loads(line); self.done[record["line"]] = record["prompt"]
             except (ValueError, KeyError, TypeError) as e:
                 self._refuse(f"has a line {n} that is no record of this command; choose another file", e)
-        if self.done: self._compare()
+        old = self._old_settings()
+        if self.done: self._compare(old)
         else: self._write_settings()
         if len(whole) < len(data): self.file.truncate(len(whole))
 
-    def _compare(self):
-        if not self.side.exists():
+    def _old_settings(self):
+        "What lies beside the output; None if nothing does, and a refusal if it is something else."
+        if not self.side.exists(): return None
+        try: old = json.loads(self.side.read_text(encoding="utf-8"))
+        except (ValueError, OSError): old = None
+        if isinstance(old, dict) and old.keys() & self.settings.keys(): return old
+        self._refuse(f"needs {self.side.name} for its settings, which holds something else; choose another file")
+
+    def _compare(self, old):
+        if old is None:
             self._refuse(f"has records, but {self.side.name}, how they were made, is missing; choose another file")
-        old = json.loads(self.side.read_text(encoding="utf-8"))
         for k in sorted({*old, *self.settings}):
             if (was := old.get(k)) != (now := self.settings.get(k)):
                 self._refuse(f"was begun with {k}={was}, got {k}={now}; use the same, or another file")
@@ -552,8 +608,12 @@ class Journal:
         records: list,  # Dicts, one per line of the input
     ):
         "Add records in one write that reaches the disk."
-        self.file.write("".join(json.dumps(r) + "\n" for r in records).encode())
-        self.file.flush(); os.fsync(self.file.fileno())
+        try:
+            self.file.write("".join(json.dumps(r) + "\n" for r in records).encode())
+            self.file.flush(); os.fsync(self.file.fileno())
+        except OSError as e:
+            safe = f"{len(self.done)} records are safe, and the same command goes on from there"
+            self._refuse(f"cannot be written ({e.strerror or e}); {safe}", e)
         self.done |= {r["line"]: r["prompt"] for r in records}
 
 # %% ../nbs/11_cli.ipynb #0601f5cf
