@@ -14,14 +14,14 @@ from soft_decoding import State, soft_generate
 from soft_decoding.rollout import forward
 
 STEPS, NEW = 12, tensor([[21, 22, 23]] * 3)  # steps of a run, and the ids of a second turn
-BOUNDS = {torch.float32: 5e-5, torch.float64: 1e-9}  # of the largest logit: the order of additions, amplified by the layers
+BOUNDS = {torch.float32: 5e-5, torch.float64: 1e-9}  # of the largest logit: rounding, amplified by layers and steps
 MASK = tensor([[1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1]])
 IDS = torch.randint(3, 90, MASK.shape, generator=torch.Generator().manual_seed(1)) * MASK
 CACHES = "cache", "past_key_values", "cache_params", "state", "mems"
 
 
-# Oracles. Each maps weights over the vocabulary `(b, s, v)`, fed after the prompt, to logits `(s, b, v)`: the whole history
-# at every step without a cache; step by step through the model's own cache; and through a cache of fixed size.
+# Oracles. Each maps weights over the vocabulary `(b, s, v)`, fed after the prompt, to logits `(s, b, v)`: the whole
+# history at every step without a cache; step by step through the model's own cache; and through one of fixed size.
 
 def embed(model, weights):
     "Weights `(b, t, v)` times each table that the model looks tokens up in."
@@ -34,7 +34,7 @@ def embed(model, weights):
 
 @lru_cache
 def looked_up(model):
-    "The row of its table that the model takes for each id `(v,)`: not always the id's own, where ids stand for images."
+    "The row that the model looks up for each id `(v,)`: not always its own, where an id stands for an image."
     seen = []
     hook = model.get_input_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with torch.no_grad(): model(input_ids=torch.arange(tiny.VOCAB)[:, None], use_cache=False)
@@ -62,7 +62,7 @@ def full(model, weights):
     return torch.stack([whole(model, embed(model, weights[:, :t]), t)[:, -1] for t in steps])
 
 def by_steps(model, feed, past=None, steps=STEPS):
-    "Logits `(s, b, v)` through the model's own cache; `feed(step, logits)` gives the next inputs, `(b, 1)` or `(b, 1, d)`."
+    "Logits `(s, b, v)` through the model's own cache; `feed(step, logits)` gives the inputs of the next step."
     name = next((n for n in CACHES if n in inspect.signature(model.forward).parameters), None)
     inputs, mask, logits, past = dict(input_ids=IDS), MASK, [], {} if past is None else {name: past}
     for step in range(steps):
@@ -73,7 +73,8 @@ def by_steps(model, feed, past=None, steps=STEPS):
         inputs, mask = feed(step, logits[-1]), longer(mask, mask.shape[1] + 1)
     return torch.stack(logits)
 
-def cached(model, weights, past=None): return by_steps(model, lambda s, logits: embed(model, weights[:, s:s + 1]), past)
+def cached(model, weights, past=None):
+    return by_steps(model, lambda step, logits: embed(model, weights[:, step:step + 1]), past)
 
 def fixed_cache(model): return StaticCache(model.config.get_text_config(), max_cache_len=IDS.shape[1] + STEPS - 1)
 
@@ -143,38 +144,48 @@ def examine(model_type):
     "The outcome for a type, its reason or its numbers, and the columns beside it."
     try: model = tiny.tiny_model(model_type)
     except Exception as error: return dict(outcome="unbuilt", reason=describe(error))
-    row, options = dict(model=type(model).__name__), {}
-    books = getattr(model.config, "num_codebooks", 1) if model_type in tiny.DECODERS else 1  # a row for each of them
-    first = attempt(lambda: soft_generate(model, IDS.repeat(books, 1), MASK.repeat(books, 1), max_new_tokens=3) and None)
-    if first and "use_cache=False" in first: options = dict(use_cache=False)
-    elif first and first.startswith("refused"): return dict(row, outcome="refused", reason=first.removeprefix("refused: "))
-    elif first and books > 1: return dict(row, outcome="wrong", reason=first)
-    try: model, distinct = lively(model_type)
+    row, options, first = dict(model=type(model).__name__), {}, knock(model, model_type)
+    if first and not knock(model, model_type, use_cache=False): first, options = None, dict(use_cache=False)
+    if first and first.startswith("refused"): return dict(row, outcome="refused", reason=first.removeprefix("refused: "))
+    if first and model_type in tiny.DECODERS: return dict(row, outcome="wrong", reason=first)
+    try: model, seed, distinct = lively(model_type)
     except Exception as error: return dict(row, outcome="unbuilt", reason=describe(error))
-    row |= dict(distinct=distinct, options=options, float64=computes_in_float64(model))
-    found = compare(model.double() if row["float64"] else model, options)
-    if found.get("oracle") != "full" and not row["float64"]:  # rounding that the model amplifies, or a difference of its own?
-        again = attempt(compare, copy.deepcopy(model).double(), options)
-        if isinstance(again, dict) and again.get("oracle") == "full": found, model = again, model.double()
-    row |= dict(dtype=str(model.dtype).removeprefix("torch."), **found)
+    found, model = in_the_right_dtype(model, options)
+    row |= dict(seed=seed, distinct=distinct, options=options, dtype=str(model.dtype).removeprefix("torch."), **found)
     return row | (columns(model, options, found["oracle"]) if "oracle" in found else {})
 
+def knock(model, model_type, **options):
+    "What a first call is answered with; None: it works. Codebooks of music have a row each."
+    books = getattr(model.config, "num_codebooks", 1) if model_type in tiny.DECODERS else 1
+    ids, mask = IDS.repeat(books, 1), MASK.repeat(books, 1)
+    return attempt(lambda: soft_generate(model, ids, mask, max_new_tokens=3, **options) and None)
+
 def lively(model_type, seeds=range(4), enough=6):
-    "The first model whose greedy rows have enough different tokens, or the best there is, and how many they have."
+    "The first model whose greedy rows have enough different tokens (or the best), its seed, and how many they have."
     found = []
     for seed in seeds:
         model = tiny.tiny_model(model_type, seed)
         with torch.no_grad(): found.append((min(len(row.unique()) for row in tokens_full(model)), seed))
         if found[-1][0] >= enough: break
     distinct, seed = max(found, key=lambda pair: pair[0])
-    return tiny.tiny_model(model_type, seed), distinct
+    return tiny.tiny_model(model_type, seed), seed, distinct
+
+def in_the_right_dtype(model, options):
+    "The outcome in float64 where a family computes in it, else in float32; and the model in that dtype."
+    if computes_in_float64(model): model = model.double()
+    found = compare(model, options)
+    if found.get("oracle") == "full" or model.dtype == torch.float64: return found, model
+    double = copy.deepcopy(model).double()  # is it rounding that the model amplifies, or a difference of its own?
+    again = attempt(compare, double, options)
+    return (again, double) if isinstance(again, dict) and again.get("oracle") == "full" else (found, model)
 
 def computes_in_float64(model):
     "Whether the answer to a step of 1e-11 is linear, which nothing rounded to float32 could be."
-    generator, inputs = torch.Generator().manual_seed(0), one_hot(IDS, tiny.VOCAB).double()
-    step, double = torch.randn(inputs.shape, generator=generator, dtype=torch.float64), model.double()
+    inputs, double = one_hot(IDS, tiny.VOCAB).double(), model.double()
+    step = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    answer = lambda x: whole(double, embed(double, x), x.shape[1])[:, -1]
     try:
-        with torch.no_grad(): y = [whole(double, embed(double, inputs + k * 1e-11 * step), 7)[:, -1] for k in (0, 1, 2)]
+        with torch.no_grad(): y = [answer(inputs + k * 1e-11 * step) for k in (0, 1, 2)]
     except Exception: return False  # it mixes dtypes
     finally: model.float()
     once, twice = y[1] - y[0], y[2] - y[0]
@@ -182,20 +193,22 @@ def computes_in_float64(model):
 
 def compare(model, options):
     "Tokens and mixtures, against one oracle after another."
-    try:
-        ours = [new_tokens(soft(model, top_k=1, **kw, **options)) for kw in ({}, dict(no_repeat_ngram_size=1))]
-        run = soft(model, top_k=5, **options)
+    ask = lambda **kwargs: soft(model, **kwargs, **options)
+    try: ours, run = [new_tokens(ask(top_k=1, no_repeat_ngram_size=n)) for n in (0, 1)], ask(top_k=5)
     except Exception as error: return dict(outcome="wrong", reason=describe(error))
     found = dict(top_mass=round(run.trace.probs.amax(-1).mean().item(), 3))
     for oracle in ("full", "cached"):
         gap = attempt(against, model, run, oracle)
-        same = [attempt(lambda: ORACLES[oracle][0](model, varied).equal(ours[varied])) for varied in (False, True)]
+        same = [attempt(same_tokens, model, ours[varied], oracle, varied) for varied in (False, True)]
         found |= {f"gap_{oracle}": gap, f"tokens_{oracle}": same}
         if same == [True, True] and within(model, gap): return dict(outcome="exact", oracle=oracle, gap=gap, **found)
     return dict(outcome="wrong", reason="it differs from both oracles", **found)
 
 @torch.no_grad()
 def against(model, run, oracle): return apart(logits_of(run), ORACLES[oracle][1](model, weights_of(run)))
+
+@torch.no_grad()
+def same_tokens(model, tokens, oracle, varied=False): return ORACLES[oracle][0](model, varied).equal(tokens)
 
 def within(model, gap): return isinstance(gap, float) and gap < BOUNDS[model.dtype]
 
@@ -210,12 +223,12 @@ def columns(model, options, oracle):
     return {name: attempt(check, model) for name, check in checks.items()}
 
 def static(model):
-    "With a cache of fixed size: tokens, and logits; if they differ from the first oracle, what in transformers they equal."
+    "With a cache of fixed size: tokens and logits; if no oracle agrees, whether transformers' `generate` does."
     options, found = dict(cache_implementation="static"), {}
     greedy, run = soft(model, top_k=1, **options), soft(model, top_k=5, **options)
     tokens = new_tokens(greedy)
     for oracle in ("full", "cached", "fixed"):
-        gap, same = attempt(against, model, run, oracle), attempt(lambda: ORACLES[oracle][0](model).equal(tokens))
+        gap, same = attempt(against, model, run, oracle), attempt(same_tokens, model, tokens, oracle)
         if same is True and within(model, gap): return gap if oracle == "full" else f"{gap:.0e}, as transformers' {oracle}"
         found[oracle] = [same, gap]
     own = model.generate(IDS, attention_mask=MASK, do_sample=False, max_new_tokens=STEPS, output_logits=True,
@@ -256,8 +269,8 @@ def grad(oracle, options, model):
 
 def gradient_gap(oracle, options, model):
     run, weight = soft(model, 3, top_k=5, grad=True, **options), model.get_input_embeddings().weight
-    direction = torch.randn(tiny.VOCAB, generator=torch.Generator().manual_seed(2))[:run.logits[-1].shape[-1]].to(model.dtype)
-    of = lambda logits: torch.autograd.grad((logits[:, :len(direction)] @ direction).sum(), weight)[0]
+    direction = torch.randn(tiny.VOCAB, generator=torch.Generator().manual_seed(2))[:run.logits[-1].shape[-1]]
+    of = lambda logits: torch.autograd.grad((logits[:, :len(direction)] * direction).sum(), weight)[0]
     return apart(of(run.logits[-1]), of(mixing(model, oracle)))
 
 def mixing(model, oracle, steps=3):

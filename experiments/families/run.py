@@ -24,19 +24,24 @@ import tiny
 VERSIONS = "torch", "transformers"
 
 def in_a_fork(check, seconds):
-    "What `check()` returns, from a process of its own; a crash or a run that takes too long is an outcome, too."
+    "What `check()` returns, from a process of its own; a crash, or a run that takes too long, is an outcome, too."
     read, write = os.pipe()
-    if (pid := os.fork()) == 0:
-        try: os.write(write, json.dumps(check()).encode())
-        except BaseException as error: os.write(write, json.dumps(dict(outcome="wrong", reason=matrix.describe(error))).encode())
-        finally: os._exit(0)
+    if (pid := os.fork()) == 0: answer(check, write)
     os.close(write)
-    ready = select([read], [], [], seconds)[0]
-    answer = os.read(read, 1 << 20) if ready else b""
-    if not ready: os.kill(pid, SIGKILL)
+    in_time = select([read], [], [], seconds)[0]
+    if not in_time: os.kill(pid, SIGKILL)
+    with os.fdopen(read, "rb") as pipe: found = pipe.read()
     status = os.waitpid(pid, 0)[1]
-    os.close(read)
-    return json.loads(answer) if answer else dict(outcome="wrong", reason=f"no answer in {seconds} s" if not ready else f"it ended with status {status}")
+    if found: return json.loads(found)
+    return dict(outcome="wrong", reason=f"it ended with status {status}" if in_time else f"no answer in {seconds} s")
+
+def answer(check, write):
+    "Of the child: what was found goes into the pipe."
+    with os.fdopen(write, "wb") as pipe:
+        try: found = check()
+        except BaseException as error: found = dict(outcome="wrong", reason=matrix.describe(error))
+        pipe.write(json.dumps(found).encode())
+    os._exit(0)
 
 def row(model_type, seconds):
     "The outcome for a type, how long it took, and the config that it had."

@@ -77,7 +77,7 @@ def shrink(config_class, **options):
 def _default(config_class, options):
     "The defaults of a class; of some they are not valid without the options."
     try: return config_class()
-    except ValueError: return config_class(**copy.deepcopy(options))
+    except Exception: return config_class(**copy.deepcopy(options))
 
 TOKENS = dict(pad_token_id=0, bos_token_id=1, eos_token_id=None, tie_word_embeddings=False)
 
