@@ -32,7 +32,7 @@ def embed(model, weights):
         inputs["per_layer_inputs"] = (weights @ second(tokens)[0]).unflatten(-1, (-1, width))
     return inputs
 
-@lru_cache
+@lru_cache(maxsize=4)
 def looked_up(model):
     "The row that the model looks up for each id `(v,)`: not always its own, where an id stands for an image."
     seen = []
@@ -229,13 +229,15 @@ def static(model):
     tokens = new_tokens(greedy)
     for oracle in ("full", "cached", "fixed"):
         gap, same = attempt(against, model, run, oracle), attempt(same_tokens, model, tokens, oracle)
-        if same is True and within(model, gap): return gap if oracle == "full" else f"{gap:.0e}, as transformers' {oracle}"
+        if same is True and within(model, gap): return gap if oracle == "full" else f"{gap:.0e}, as {WORDS[oracle]}"
         found[oracle] = [same, gap]
     own = model.generate(IDS, attention_mask=MASK, do_sample=False, max_new_tokens=STEPS, output_logits=True,
                          return_dict_in_generate=True, **options)
     if own.sequences.equal(greedy.sequences) and within(model, gap := apart(logits_of(greedy), logits_of(own))):
-        return f"{gap:.0e}, as transformers' generate"
+        return f"{gap:.0e}, as in transformers' generate"
     return f"wrong: {found}"
+
+WORDS = dict(cached="with the model's own cache", fixed="with the model's own static cache")
 
 def no_cache(model): return against(model, soft(model, top_k=5, use_cache=False), "full")
 
@@ -244,6 +246,7 @@ def everywhere(run, model):
     "All positions at once, as in training, against one plain run on the ids."
     ids, mask = run.sequences, longer(MASK, run.sequences.shape[1])
     ours, reference = forward(model, State.everywhere(model, ids, mask))[0], of_ids(model, ids)
+    if ours.shape[1] < ids.shape[1]: return f"wrong: logits of {ours.shape[1]} position, not of all"
     return max(apart(ours[i][mask[i] == 1], reference[i][mask[i] == 1]) for i in range(len(ids)))
 
 def reorder(run, model):
