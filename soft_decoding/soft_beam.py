@@ -15,11 +15,13 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from transformers import StoppingCriteriaList
+from transformers.generation.stopping_criteria import MaxLengthCriteria, MaxTimeCriteria
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
 
 from .cache import cache_of, is_stateful, replace_cache
 from .decode import (
-    ContextLimit, bound_think, check_config, check_ids, check_prompt, eval_mode, soft_decode, split_filters, stopping_limits)
+    AnswerRules, CacheNames, ContextLimit, bound_think, cache_field, check_config, check_ids, check_options, check_prompt, eval_mode,
+    soft_decode, span_filler, split_filters, stopping_limits, through_generate)
 from .dist import TokenDist, _top, step_generators
 from .gumbel import gumbel_noise
 from .rollout import (
@@ -199,7 +201,7 @@ class _BeamSearch:
         at = state.input_ids.shape[1] - 1
         children = self._children(state, info)
         best = self._rank(children, state.step - 1, at)
-        hits = self.stopping(best[1][:, :, :at + 1].flatten(0, 1), None).view(self.batch, self.width)
+        hits = self._hits(best, state, info, at)
         self._advance(best, hits, at)
         if isinstance(self.beams, Collapse): self._begin_segment(state, info)
         state = self._follow(state, info, children, at)
@@ -252,6 +254,16 @@ def _rank(self: _BeamSearch, children, step, at):
     if self.stochastic: ids[:, :, -2] = log_p[row, slot].double().view(torch.int64)
     ids[:, :, at] = children.token[row, slot]
     return scores, ids, paths
+
+@patch
+def _hits(self: _BeamSearch, best, state, info, at):
+    "Candidates that a stopping rule ends, `(b, width)`; a rule that must not see the span is told where it is."
+    ids, parents = best[1][:, :, :at + 1].flatten(0, 1), best[2][:, :, at - self.prompt].flatten().long()
+    if getattr(self.stopping, "needs_info", False):
+        pick = lambda x: x[parents]
+        think_state, _, _ = self.think({k: pick(v) for k, v in state.think_state.items()}, pick(state.phase), pick(info.entropy), ids[:, at])
+        info = replace(info, think_state=think_state)
+    return self.stopping(ids, info if getattr(self.stopping, "needs_info", False) else None).view(self.batch, self.width)
 
 @patch
 def _advance(self: _BeamSearch, best, hits, at):
@@ -385,7 +397,7 @@ def perturb_children(
 
 # %% ../nbs/05_soft_beam.ipynb #162b1a62
 @dataclass
-class SoftBeamOutput(GenerateBeamDecoderOnlyOutput):
+class SoftBeamOutput(CacheNames, GenerateBeamDecoderOnlyOutput):
     "What `generate` returns for a beam search, the best beam of a prompt first."
     trace: SoftTrace | None = None  # What the returned beams were fed, step by step
     perturbed: Tensor | None = None  # Noisy log-probabilities by which stochastic beams rank; their scores are the plain ones, -inf where there is no beam
@@ -394,7 +406,7 @@ class SoftBeamOutput(GenerateBeamDecoderOnlyOutput):
 # %% ../nbs/05_soft_beam.ipynb #c9b592fa
 def soft_beam_decode(
     model,  # `generate` passes itself
-    input_ids: Tensor,  # `(b * n, t)`, each prompt `num_beams` times
+    input_ids: Tensor | None = None,  # `(b * n, t)`, each prompt `num_beams` times
     logits_processor=None,  # As `generate` made them
     stopping_criteria=None,  # As `generate` made them
     generation_config=None,  # As `generate` made it; `num_beams` is n
@@ -404,15 +416,17 @@ def soft_beam_decode(
     think: Think | None = None,  # Where to be soft; None: everywhere. Elsewhere it is beam search
     stochastic: bool = False,  # Draw beams without replacement instead of keeping the best
     generator: torch.Generator | list | None = None,  # For `stochastic`: one for all prompts, or one per prompt
+    stop_while_thinking: bool = False,  # Whether stopping rules see and count what is read out in a span that can close
     tokenizer=None,  # For text in `think`
     trace_k: int = 16,  # Entries of each belief to keep; 0 for no trace
     progress: bool = False,  # Show a progress bar
     **model_kwargs,  # As `generate` prepared them: mask, positions, cache
 ) -> "SoftBeamOutput | Tensor":  # As `generate`: ids, or with `return_dict_in_generate` everything
     "Soft beam search for `model.generate(..., num_beams=n, custom_generate=soft_beam_decode)`."
+    if not hasattr(generation_config, "_pad_token_tensor"): return through_generate(soft_beam_decode, locals())
     embedding, config = check_model(model), generation_config
     _check_beams(config, beams, stochastic, generator, trace_k)
-    _check_options(model, model_kwargs)
+    check_options(soft_beam_decode, model, model_kwargs, soft_decode)
     think = bound_think(think, tokenizer)
     check_plugs(sampling=sampling, think=think)
     ends = _end_ids(config, think, embedding)
@@ -421,7 +435,8 @@ def soft_beam_decode(
     trace_k = trace_k if config.return_dict_in_generate else 0
     with eval_mode(model):
         state = State.begin(input_ids, model_kwargs, think, model)
-        stopping, steps = _stopping(model, embedding, state, stopping_criteria or [], config)
+        filler = None if stop_while_thinking else span_filler(model, config, state, think, stopping_criteria or [])
+        stopping, steps = _stopping(model, embedding, state, stopping_criteria or [], config, filler)
         search = _BeamSearch(model, state, config, stopping, beams, think=think, ends=ends, stochastic=stochastic,
                              generator=generator, trace_k=trace_k, keep=keep)
         state, _ = soft_rollout(model, state, steps, sampling=sampling, think=None, select=search, stopping=search.stopped,
@@ -436,14 +451,6 @@ class _LogSoftmax:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.greedy: return self.processors(input_ids, logits).log_softmax(-1)
         return self.processors(input_ids, logits.log_softmax(-1))
-
-def _check_options(model, options):
-    "Refuse options of soft decoding that beams have no use for, and misspelt ones: `generate` does not see what is bound to a callable."
-    names = lambda f: set(inspect.signature(f).parameters)
-    ours, takes = names(soft_beam_decode), names(model.get_base_model().forward if hasattr(model, "get_base_model") else model.forward)
-    for name in set(options) - takes:
-        if name in names(soft_decode) - {"model_kwargs"}: raise TypeError(f"`{name}` is an option of soft decoding, not of soft beams; leave it out.")
-        if close := difflib.get_close_matches(name, ours - takes, 1, .8): raise TypeError(f"`{name}` is no option of soft beams; did you mean `{close[0]}`?")
 
 def _check_beams(config, beams, stochastic, generator, trace_k):
     "Refuse what soft beams would have to ignore."
@@ -469,14 +476,18 @@ def _end_ids(config, think, embedding):
     check_ids("Think", [*(think.start or []), *(think.end or [])], embedding)
     return list(dict.fromkeys(ends + list(think.end or [])[-1:]))
 
-def _stopping(model, embedding, state, criteria, config):
+def _stopping(model, embedding, state, criteria, config, filler=None):
     "What finishes a candidate, and how many steps there are."
     n, eos, room = config.num_beams or 1, config._eos_token_tensor, check_prompt(model, embedding, state)
     _, _, steps = stopping_limits(model, criteria, state, None)
-    if room is None or int(room.min()) > steps: return StoppingCriteriaList(criteria), steps
-    width = max(2, 1 + (0 if eos is None else len(eos))) * n
-    room = room.expand(len(state.input_ids))[::n].repeat_interleave(width)
-    return StoppingCriteriaList([*criteria, ContextLimit(room, state.input_ids.shape[1])]), steps
+    limit = []
+    if room is not None and int(room.min()) <= steps:
+        width = max(2, 1 + (0 if eos is None else len(eos))) * n
+        limit = [ContextLimit(room.expand(len(state.input_ids))[::n].repeat_interleave(width), state.input_ids.shape[1])]
+    if filler is None: return StoppingCriteriaList([*criteria, *limit]), steps
+    lasting = [c for c in criteria if isinstance(c, (MaxLengthCriteria, MaxTimeCriteria))]
+    rules = StoppingCriteriaList(c for c in criteria if c not in lasting)
+    return AnswerRules(rules, filler, StoppingCriteriaList([*lasting, *limit])), steps
 
 # %% ../nbs/05_soft_beam.ipynb #02da609b
 @patch
@@ -490,7 +501,7 @@ def output(self: _BeamSearch, state, embedding):
     column = lambda k: tuple(getattr(info, k) if k in ("scores", "logits") else info.outputs.get(k) for info in self.steps)
     return SoftBeamOutput(
         sequences=ids, sequences_scores=torch.where(scores > -1e8, log_p, -math.inf) if self.stochastic else scores, beam_indices=paths,
-        perturbed=scores if self.stochastic else None, past_key_values=cache_of(state.model_kwargs),
+        perturbed=scores if self.stochastic else None, **{cache_field: cache_of(state.model_kwargs)},
         divergence=torch.stack(self.divergence) if self.divergence else None,
         trace=self._trace(ids, paths, embedding) if self.trace_k else None, **{k: column(k) for k in self.keep})
 
