@@ -11,11 +11,11 @@ _modules = dict(
     dist="TokenDist mk_proba_dist Sampling",
     soft_embed="mix_embeds SoftToken plain_mixer off_manifold norm_mixer",
     rollout="forward choose soft_rollout soft_passes State StepContext StepInfo Phase Guidance",
-    think="Think",
+    think="Think SpanFinder span_finder",
     trace="SoftTrace",
     decode="soft_decode soft_generate SoftOutput",
     train="soft_sampling_train_step GuidanceSchedule bernoulli_guidance SoftTrainer SoftTrainingArguments SoftCollator"
-          " encode_rows freeze evaluate_batch complete_checkpoints",
+          " encode_row encode_rows soft_targets freeze evaluate_batch complete_checkpoints checkpoint_note",
     gumbel="GumbelMixer DirichletMixer GaussianMixer KSampleMixer MoIMixer PlainMixer gumbel_noise anneal Anneal",
     soft_beam="soft_beam_decode Cells Branch Collapse SoftBeamOutput",
     learnable_temp="LearnableSampling",
