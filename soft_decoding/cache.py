@@ -100,5 +100,7 @@ def reorder_cache(
     if not hasattr(cache, "reorder_cache"):
         raise NotImplementedError(f"A past of type {type(cache).__name__} has no rows of its own to reorder; decode one prompt at a "
                                   "time, without beams.")
-    cache.reorder_cache(idx)
+    own = lambda name: getattr(type(cache), name, None) is not getattr(cache_utils.Cache, name, None)
+    if own("batch_select_indices") and not own("reorder_cache"): cache.batch_select_indices(idx)  # it holds more than layers
+    else: cache.reorder_cache(idx)
     return cache
