@@ -14,14 +14,14 @@ from soft_decoding import State, soft_generate
 from soft_decoding.rollout import forward
 
 STEPS, NEW = 12, tensor([[21, 22, 23]] * 3)  # steps of a run, and the ids of a second turn
-BOUNDS = {torch.float32: 5e-5, torch.float64: 1e-9}  # of the largest logit: rounding, amplified by layers and steps
+BOUNDS = {torch.float32: 5e-5, torch.float64: 1e-9}  # of the largest logit: rounding, amplified by the layers
 MASK = tensor([[1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1]])
 IDS = torch.randint(3, 90, MASK.shape, generator=torch.Generator().manual_seed(1)) * MASK
 CACHES = "cache", "past_key_values", "cache_params", "state", "mems"
 
 
-# Oracles. Each maps weights over the vocabulary `(b, s, v)`, fed after the prompt, to logits `(s, b, v)`: the whole
-# history at every step without a cache; step by step through the model's own cache; and through one of fixed size.
+# Oracles. Each maps weights over the vocabulary `(b, s, v)`, fed after the prompt, to logits `(s, b, v)`: by
+# the whole history at every step without a cache; step by step through the model's own cache; or a static one.
 
 def embed(model, weights):
     "Weights `(b, t, v)` times each table that the model looks tokens up in."
@@ -52,7 +52,8 @@ def longer(mask, length): return torch.cat([mask, mask.new_ones(len(mask), lengt
 def whole(model, history, length):
     "Logits of all positions, from the whole history."
     mask = longer(MASK, length)
-    return model(**history, **known(model, attention_mask=mask, position_ids=positions(mask), use_cache=False)).logits
+    where = known(model, attention_mask=mask, position_ids=positions(mask), use_cache=False)
+    return model(**history, **where).logits
 
 def of_ids(model, ids): return whole(model, dict(input_ids=ids), ids.shape[1])
 
@@ -62,7 +63,7 @@ def full(model, weights):
     return torch.stack([whole(model, embed(model, weights[:, :t]), t)[:, -1] for t in steps])
 
 def by_steps(model, feed, past=None, steps=STEPS):
-    "Logits `(s, b, v)` through the model's own cache; `feed(step, logits)` gives the inputs of the next step."
+    "Logits `(s, b, v)` through the model's own cache; `feed(step, logits)` gives the next inputs."
     name = next((n for n in CACHES if n in inspect.signature(model.forward).parameters), None)
     inputs, mask, logits, past = dict(input_ids=IDS), MASK, [], {} if past is None else {name: past}
     for step in range(steps):
@@ -76,7 +77,8 @@ def by_steps(model, feed, past=None, steps=STEPS):
 def cached(model, weights, past=None):
     return by_steps(model, lambda step, logits: embed(model, weights[:, step:step + 1]), past)
 
-def fixed_cache(model): return StaticCache(model.config.get_text_config(), max_cache_len=IDS.shape[1] + STEPS - 1)
+def fixed_cache(model):
+    return StaticCache(model.config.get_text_config(), max_cache_len=IDS.shape[1] + STEPS - 1)
 
 def fixed(model, weights): return cached(model, weights, fixed_cache(model))
 
@@ -135,7 +137,8 @@ def describe(error):
     ours = "soft_decoding" in frame.filename and isinstance(error, (ValueError, NotImplementedError))
     text = " ".join(str(error).split())
     if ours and "\n" not in str(error): return f"refused: {text}"
-    return f"failed: {type(error).__name__}: {text[:200]} ({frame.filename.rsplit('/', 1)[-1]}:{frame.lineno})"
+    place = f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"
+    return f"failed: {type(error).__name__}: {text[:200]} ({place})"
 
 
 # A row of the matrix
@@ -146,12 +149,14 @@ def examine(model_type):
     except Exception as error: return dict(outcome="unbuilt", reason=describe(error))
     row, options, first = dict(model=type(model).__name__), {}, knock(model, model_type)
     if first and not knock(model, model_type, use_cache=False): first, options = None, dict(use_cache=False)
-    if first and first.startswith("refused"): return dict(row, outcome="refused", reason=first.removeprefix("refused: "))
+    named = first and first.startswith("refused")
+    if named: return dict(row, outcome="refused", reason=first.removeprefix("refused: "))
     if first and model_type in tiny.DECODERS: return dict(row, outcome="wrong", reason=first)
     try: model, seed, distinct = lively(model_type)
     except Exception as error: return dict(row, outcome="unbuilt", reason=describe(error))
     found, model = in_the_right_dtype(model, options)
-    row |= dict(seed=seed, distinct=distinct, options=options, dtype=str(model.dtype).removeprefix("torch."), **found)
+    dtype = str(model.dtype).removeprefix("torch.")
+    row |= dict(seed=seed, distinct=distinct, options=options, dtype=dtype, **found)
     return row | (columns(model, options, found["oracle"]) if "oracle" in found else {})
 
 def knock(model, model_type, **options):
@@ -161,7 +166,7 @@ def knock(model, model_type, **options):
     return attempt(lambda: soft_generate(model, ids, mask, max_new_tokens=3, **options) and None)
 
 def lively(model_type, seeds=range(4), enough=6):
-    "The first model whose greedy rows have enough different tokens (or the best), its seed, and how many they have."
+    "The first model with enough different tokens in each greedy row (or the best), its seed, and how many."
     found = []
     for seed in seeds:
         model = tiny.tiny_model(model_type, seed)
@@ -175,7 +180,7 @@ def in_the_right_dtype(model, options):
     if computes_in_float64(model): model = model.double()
     found = compare(model, options)
     if found.get("oracle") == "full" or model.dtype == torch.float64: return found, model
-    double = copy.deepcopy(model).double()  # is it rounding that the model amplifies, or a difference of its own?
+    double = copy.deepcopy(model).double()  # is it rounding, amplified, or a difference of its own?
     again = attempt(compare, double, options)
     return (again, double) if isinstance(again, dict) and again.get("oracle") == "full" else (found, model)
 
@@ -201,7 +206,8 @@ def compare(model, options):
         gap = attempt(against, model, run, oracle)
         same = [attempt(same_tokens, model, ours[varied], oracle, varied) for varied in (False, True)]
         found |= {f"gap_{oracle}": gap, f"tokens_{oracle}": same}
-        if same == [True, True] and within(model, gap): return dict(outcome="exact", oracle=oracle, gap=gap, **found)
+        if same != [True, True] or not within(model, gap): continue
+        return dict(outcome="exact", oracle=oracle, gap=gap, **found)
     return dict(outcome="wrong", reason="it differs from both oracles", **found)
 
 @torch.no_grad()
@@ -218,26 +224,28 @@ def within(model, gap): return isinstance(gap, float) and gap < BOUNDS[model.dty
 def columns(model, options, oracle):
     "What else holds."
     run = soft(model, top_k=5, **options)
-    checks = dict(static=static, no_cache=no_cache, everywhere=partial(everywhere, run), reorder=partial(reorder, run),
+    checks = dict(static=static, no_cache=no_cache,
+                  everywhere=partial(everywhere, run), reorder=partial(reorder, run),
                   turn=partial(turn, oracle), grad=partial(grad, oracle, options), writes=writes)
     return {name: attempt(check, model) for name, check in checks.items()}
 
 def static(model):
-    "With a cache of fixed size: tokens and logits; if no oracle agrees, whether transformers' `generate` does."
+    "With a cache of fixed size: tokens and logits; if no oracle agrees, whether plain `generate` does."
     options, found = dict(cache_implementation="static"), {}
     greedy, run = soft(model, top_k=1, **options), soft(model, top_k=5, **options)
     tokens = new_tokens(greedy)
     for oracle in ("full", "cached", "fixed"):
         gap, same = attempt(against, model, run, oracle), attempt(same_tokens, model, tokens, oracle)
-        if same is True and within(model, gap): return gap if oracle == "full" else f"{gap:.0e}, as {WORDS[oracle]}"
+        if same is True and within(model, gap): return WORDS[oracle].format(gap) if oracle in WORDS else gap
         found[oracle] = [same, gap]
     own = model.generate(IDS, attention_mask=MASK, do_sample=False, max_new_tokens=STEPS, output_logits=True,
                          return_dict_in_generate=True, **options)
-    if own.sequences.equal(greedy.sequences) and within(model, gap := apart(logits_of(greedy), logits_of(own))):
-        return f"{gap:.0e}, as in transformers' generate"
-    return f"wrong: {found}"
+    gap = apart(logits_of(greedy), logits_of(own))
+    if not own.sequences.equal(greedy.sequences) or not within(model, gap): return f"wrong: {found}"
+    return f"{gap:.0e}, as in transformers' generate"
 
-WORDS = dict(cached="with the model's own cache", fixed="with the model's own static cache")
+WORDS = dict(cached="{:.0e}, as with the model's own cache",
+             fixed="{:.0e}, as with the model's own static cache")
 
 def no_cache(model): return against(model, soft(model, top_k=5, use_cache=False), "full")
 
@@ -253,7 +261,8 @@ def reorder(run, model):
     "Rows that change places in the middle, cache and all, go on as they would have."
     order, half = tensor([2, 0, 1]), STEPS // 2
     state = soft(model, half, top_k=5).state.reorder(order)
-    rest = soft_generate(model, state=state, replay=run.trace.rows(order), max_new_tokens=half, output_logits=True)
+    rest = soft_generate(model, state=state, replay=run.trace.rows(order), max_new_tokens=half,
+                         output_logits=True)
     return apart(logits_of(rest), logits_of(run)[half:, order])
 
 def turn(oracle, model):
@@ -278,7 +287,8 @@ def gradient_gap(oracle, options, model):
 
 def mixing(model, oracle, steps=3):
     "The last logits of a free run that mixes the five best, with the graph."
-    if oracle == "cached": return by_steps(model, lambda s, logits: embed(model, five_best(logits)), steps=steps)[-1]
+    feed = lambda step, logits: embed(model, five_best(logits))
+    if oracle == "cached": return by_steps(model, feed, steps=steps)[-1]
     weights = one_hot(IDS, tiny.VOCAB).to(model.dtype)
     for _ in range(steps):
         logits = whole(model, embed(model, weights), weights.shape[1])[:, -1]

@@ -24,7 +24,7 @@ import tiny
 VERSIONS = "torch", "transformers"
 
 def in_a_fork(check, seconds):
-    "What `check()` returns, from a process of its own; a crash, or a run that takes too long, is an outcome, too."
+    "What `check()` returns, from a process of its own; a crash, or too long a run, is an outcome, too."
     read, write = os.pipe()
     if (pid := os.fork()) == 0: answer(check, write)
     os.close(write)
@@ -33,7 +33,8 @@ def in_a_fork(check, seconds):
     with os.fdopen(read, "rb") as pipe: found = pipe.read()
     status = os.waitpid(pid, 0)[1]
     if found: return json.loads(found)
-    return dict(outcome="wrong", reason=f"it ended with status {status}" if in_time else f"no answer in {seconds} s")
+    reason = f"it ended with status {status}" if in_time else f"no answer in {seconds} s"
+    return dict(outcome="wrong", reason=reason)
 
 def answer(check, write):
     "Of the child: what was found goes into the pipe."
@@ -46,13 +47,14 @@ def answer(check, write):
 def row(model_type, seconds):
     "The outcome for a type, how long it took, and the config that it had."
     start = time.time()
-    found = in_a_fork(lambda: dict(matrix.examine(model_type), config=tiny.OVERRIDES.get(model_type, {})), seconds)
-    return dict(found, seconds=round(time.time() - start, 1))
+    found, config = in_a_fork(lambda: matrix.examine(model_type), seconds), tiny.OVERRIDES.get(model_type, {})
+    return dict(found, config=config, seconds=round(time.time() - start, 1))
 
 def conditions():
     return dict(versions={name: version(name) for name in VERSIONS} | dict(python=platform.python_version()),
                 hardware=f"{platform.machine()}, {torch.get_num_threads()} thread",
-                steps=matrix.STEPS, bounds={str(k).removeprefix("torch."): v for k, v in matrix.BOUNDS.items()})
+                steps=matrix.STEPS,
+                bounds={str(dtype).removeprefix("torch."): bound for dtype, bound in matrix.BOUNDS.items()})
 
 def write(path, record):
     "One line per type, in alphabetical order; a stop in between loses nothing."
