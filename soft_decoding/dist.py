@@ -169,12 +169,14 @@ def check_sampling(
     _check_number("mass", mass, "in (0, 1] (None switches it off)", lambda x: 0 < x <= 1)
 
 # %% ../nbs/00_dist.ipynb #33b4b01e
-def _is_zero(temperature): return temperature is not None and not isinstance(temperature, Tensor) and temperature == 0
+_SMALLEST = torch.finfo(torch.float32).tiny  # what is less is 0 to a float32
+
+def _is_zero(temperature): return temperature is not None and not isinstance(temperature, Tensor) and temperature < _SMALLEST
 
 def _tempered(logits, temperature):
     "`logits / temperature` up to a constant per row: the largest is 0, so that nothing overflows."
     logits = logits - logits.detach().amax(-1, keepdim=True)
-    if isinstance(temperature, Tensor): return logits.clamp_min(-1e30) / temperature  # -inf has no derivative in it
+    if isinstance(temperature, Tensor): return logits.maximum(-1e4 * temperature.detach()) / temperature  # exp(-1e4) is 0
     return logits if temperature is None else logits.div_(temperature)
 
 # %% ../nbs/00_dist.ipynb #eac55fe9
@@ -276,8 +278,8 @@ def mk_proba_dist(
 ) -> TokenDist:  # Support `(..., k)` with `top_k`, dense (`ids=None`) without
     "The distribution that decoding uses: temperature, top-k, top-p, min-p, in transformers' order."
     check_sampling(temperature, top_k, top_p, min_p, mass)
-    if isinstance(temperature, Tensor) and not bool((temperature > 0).all()):
-        raise ValueError(f"`temperature` must be positive where it is a tensor, got {temperature.tolist()}; the number 0 is greedy.")
+    if isinstance(temperature, Tensor) and not bool((temperature >= 1e-30).all()):
+        raise ValueError(f"`temperature` must be at least 1e-30 where it is a tensor, got {temperature.tolist()}; the number 0 is greedy.")
     logits = _promote(logits)
     if remove_invalid_values:
         limit = torch.finfo(logits.dtype)

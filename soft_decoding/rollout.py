@@ -291,7 +291,7 @@ def _per_layer_inputs(model, state):
         raise NotImplementedError(f"{type(model).__name__} embeds tokens per layer, which needs a cache in soft "
                                   "decoding; leave out `use_cache=False`.")
     table = next(m for name, m in model.named_modules() if name.endswith("embed_tokens_per_layer"))
-    ids, probs = state.soft.dist
+    ids, probs = looked_up(model, state.soft).dist
     if ids is None: ids = torch.arange(probs.shape[-1], device=probs.device).expand(probs.shape)
     mixed = mix_embeds(TokenDist(torch.where(ids < table.num_embeddings, ids, 0), probs), table)
     return dict(per_layer_inputs=mixed.view(len(mixed), -1, mixed.shape[-1] // width, width))  # (b, t, l, width)
