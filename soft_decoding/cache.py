@@ -30,6 +30,7 @@ def cache_name(
     taken = inspect.signature(model.forward).parameters
     return next((name for name in NAMES if name in taken), NAMES[0])
 
+# %% ../nbs/01a_cache.ipynb #e33b56d6
 def replace_cache(
     model_kwargs: dict,  # Keyword arguments of a model
     cache,  # To stand in the place of the one there
@@ -45,6 +46,7 @@ def cache_layers(
     "Its layers (of a cache for an encoder and a decoder, the decoder's); empty for a cache that is not made of layers."
     return getattr(getattr(cache, "self_attention_cache", cache), "layers", [])
 
+# %% ../nbs/01a_cache.ipynb #6e508e9f
 def past_length(
     cache,  # Of a model; None: no cache
 ) -> int | None:  # Positions; None: something is held, but it has no length
@@ -56,6 +58,7 @@ def past_length(
                 else layer.has_previous_state for layer in layers if hasattr(layer, "has_previous_state"))
     return None if begun or not layers and isinstance(cache, (list, tuple)) else 0
 
+# %% ../nbs/01a_cache.ipynb #1c6c6cce
 def room_left(
     cache,  # Of a model; None: no cache
     window: int | None = None,  # Sliding window of the model, in tokens; None: it has none, or it is not known
@@ -77,6 +80,7 @@ def layer_in_place(
     if isinstance(layer, _placeholder): return False
     return not isinstance(layer, DynamicLayer) or isinstance(layer, (LinearAttentionCacheLayerMixin, *_quantised))
 
+# %% ../nbs/01a_cache.ipynb #dd18f59c
 def written_in_place(
     cache,  # Of a model, after its first run; None: no cache
 ) -> bool:
@@ -91,6 +95,7 @@ def is_stateful(
     layers = cache_layers(cache)
     return not layers or any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
 
+# %% ../nbs/01a_cache.ipynb #0ebe59a6
 def reorder_cache(
     cache,  # Of a model; None: no cache
     idx: Tensor,  # Row of the old batch that each new row continues, `(b,)`

@@ -39,6 +39,7 @@ def _rare_filters(config):
     "Filters that exist only as transformers' own warpers."
     return [name for name, off in _RARE.items() if getattr(config, name, None) not in (None, off)]
 
+# %% ../nbs/02c_decode.ipynb #95f2a0f1
 def split_filters(config, processors, sampling):
     "The mixing filters, and the processors that are left: no filter runs twice, and none is lost."
     if rare := _rare_filters(config):
@@ -64,6 +65,7 @@ def check_config(config):
         if getattr(config, name, None):
             raise NotImplementedError(f"`{name}` does not work with soft decoding; leave it out.")
 
+# %% ../nbs/02c_decode.ipynb #cbdf37ef
 def check_options(
     door: Callable,  # `soft_decode`, or another one for `custom_generate`
     model,  # A causal language model
@@ -81,6 +83,7 @@ def check_options(
             raise TypeError(f"{where}, but of `{others[0].__name__}`; leave it out.")
         raise TypeError(f"{where}, nor of the model; " + (f"did you mean `{close[0]}`?" if close else "leave it out."))
 
+# %% ../nbs/02c_decode.ipynb #dbde19c2
 def check_ids(name, ids, embedding):
     "Raise for an id that the embedding has no row for."
     rows = getattr(embedding, "num_embeddings", None)
@@ -88,6 +91,7 @@ def check_ids(name, ids, embedding):
         if rows is not None and not 0 <= i < rows:
             raise ValueError(f"`{name}` must have ids in [0, {rows}), the model's vocabulary, got {i}.")
 
+# %% ../nbs/02c_decode.ipynb #525e2a42
 def _check_replay(replay, rows):
     "A trace can be fed again only if it holds all that was fed, for as many rows."
     if replay.ids.shape[1] != rows:
@@ -109,6 +113,7 @@ class ContextLimit:
     def __call__(self, input_ids: Tensor, scores=None, **kwargs) -> Tensor:  # bool `(b,)`
         return input_ids.shape[1] - self.start >= self.room
 
+# %% ../nbs/02c_decode.ipynb #c5a3b0f0
 def check_prompt(model, embedding, state):
     "Raise for a prompt that cannot be decoded; the room `(b,)` it leaves in the context, or None for no limit."
     ids, kwargs, embeds = state.input_ids, state.model_kwargs, state.model_kwargs.get("inputs_embeds")
@@ -165,6 +170,7 @@ def filler_id(
         if isinstance(rule, StopStringCriteria): taken |= set((rule.embedding_vec[:, :-1] > 0).any(-1).nonzero().flatten().tolist())
     return next((i for i in reversed(range(vocab_size)) if i not in taken), vocab_size)
 
+# %% ../nbs/02c_decode.ipynb #f3217a47
 def span_filler(
     model,  # A causal language model
     config,  # As `generate` made it
@@ -214,6 +220,7 @@ class SoftOutput(CacheNames, GenerateDecoderOnlyOutput):
     unopened: Tensor | None = None  # Rows whose think span never opened, bool `(b,)`; None: there is no policy
     unclosed: Tensor | None = None  # Rows whose think span is still open, though something could have closed it, bool `(b,)`
 
+# %% ../nbs/02c_decode.ipynb #dba2492e
 def _spans(state, think):
     "Rows whose span never opened, and rows where it is still open; one warning for both."
     if think is None: return {}
@@ -226,6 +233,7 @@ def _spans(state, think):
     if parts: warnings.warn("The think span " + ", and ".join(parts) + ".", stacklevel=2)
     return spans
 
+# %% ../nbs/02c_decode.ipynb #5d2e162c
 def _output(state, infos, embedding, keep, spans):
     "The output of `generate`, with the trace and the state."
     pick = lambda info, name: getattr(info, name) if name in ("scores", "logits") else info.outputs.get(name)
@@ -244,6 +252,7 @@ class _Stream:
     def end(self):
         if self.open: self.open = False; self.streamer.end()
 
+# %% ../nbs/02c_decode.ipynb #e0f8d69e
 @contextmanager
 def eval_mode(model):
     "Dropout off while decoding."
@@ -309,12 +318,14 @@ def soft_decode(
     spans = _spans(state, think)
     return _output(state, infos, embedding, keep, spans) if config.return_dict_in_generate else state.input_ids
 
+# %% ../nbs/02c_decode.ipynb #9a285c0f
 def _check_call(config, think, embedding, trace_k):
     "Refuse values that soft decoding would have to ignore, or could not use."
     check_config(config)
     if isinstance(think, Think): check_ids("Think", [*(think.start or []), *(think.end or [])], embedding)
     if trace_k < 0: raise ValueError(f"`trace_k` must be at least 0 (0 keeps no trace), got {trace_k}.")
 
+# %% ../nbs/02c_decode.ipynb #fc08810d
 def bound_think(think, tokenizer):
     "The think policy with its texts as ids."
     return think.bind(tokenizer) if hasattr(think, "bind") else think
@@ -345,6 +356,7 @@ def _begin(model, input_ids, model_kwargs, state, think, vocab_size):
     if new.shape[1]: state = _still_hidden(_room_for(model, state, new.shape[1]).extend(model, new, think), state)
     return replace(state, vocab_size=vocab_size or state.vocab_size)
 
+# %% ../nbs/02c_decode.ipynb #b172e6e5
 def _new_ids(input_ids, state):
     "The ids that a state does not have yet; those with which its run began stand for all of its own."
     known, began = state.input_ids, state.began
@@ -354,18 +366,21 @@ def _new_ids(input_ids, state):
                          "out, or give only new tokens to `soft_generate`.")
     return input_ids[:, known.shape[1]:]
 
+# %% ../nbs/02c_decode.ipynb #88919c63
 def _still_hidden(new, old):
     "The next turn, in which the span of the turn before is as hidden as it was."
     if "hidden" not in new.think_state or "hidden" not in old.think_state: return new
     hidden = torch.cat([old.think_state["hidden"], new.think_state["hidden"][:, old.input_ids.shape[1]:]], 1)
     return replace(new, think_state=dict(new.think_state, hidden=hidden))
 
+# %% ../nbs/02c_decode.ipynb #e4a71ad1
 def catch_up(processors, state):
     "A watermark counts on from the last token that it saw: let it see those of the calls before."
     began = state.input_ids.shape[1] if state.began is None else state.began
     for p in [p for p in processors if isinstance(p, SynthIDTextWatermarkLogitsProcessor)]:
         for n in range(began, state.input_ids.shape[1]): p(state.input_ids[:, :n], torch.zeros(len(state.input_ids), 1, device=p.device))
 
+# %% ../nbs/02c_decode.ipynb #1248fa55
 def _check_fresh(model, state):
     "Raise for a state whose cache has moved on since."
     known = state.model_kwargs.get("position_ids")
@@ -373,6 +388,7 @@ def _check_fresh(model, state):
     if state.past() > known.shape[-1] - 1:
         raise ValueError("This `state` was continued before, and its cache has moved on; go on from the newer state.")
 
+# %% ../nbs/02c_decode.ipynb #c6a511f0
 def _room_for(model, state, new):
     "The state, if its cache can take in `new` more tokens and the pending one."
     if (left := state.room(model)) is not None and new >= left:
@@ -446,6 +462,7 @@ def unwrap(
     own = hasattr(type(model), "prepare_inputs_for_generation") or hasattr(type(model), "get_base_model")
     return model if own or inner is None or not hasattr(inner, "prepare_inputs_for_generation") else unwrap(inner)
 
+# %% ../nbs/02c_decode.ipynb #118bb4ce
 def _generate(model, config, **kwargs):
     "`generate` with our decoder; some families generate in a way of their own, and know no `custom_generate`."
     try: out, cause = model.generate(**kwargs), None
@@ -467,6 +484,7 @@ def _user_sampling(sampling, config, named):
     value = lambda name: getattr(config, name, None) if named[name] is None else named[name]
     return Sampling(**{name: None if named[name] is None and value(name) == off[name] else value(name) for name in off})
 
+# %% ../nbs/02c_decode.ipynb #402542b3
 def _in_config_words(sampling, rare):
     "`sampling` in the words of a generation config, where transformers' own warpers have to run."
     if type(sampling) is not Sampling or sampling.temperature == 0 or sampling.temperature_last or sampling.mass is not None:
@@ -474,6 +492,7 @@ def _in_config_words(sampling, rare):
     return dict(temperature=sampling.temperature or 1., top_k=sampling.top_k or 0,
                 top_p=1. if sampling.top_p is None else sampling.top_p, min_p=sampling.min_p or 0.)
 
+# %% ../nbs/02c_decode.ipynb #f8fb9fc1
 def _user_config(model, given, kwargs):
     "A generation config in which the checkpoint's own sampling settings are off, and what is left for `generate`."
     if kwargs.pop("assistant_model", None) is not None:
@@ -491,6 +510,7 @@ def _user_config(model, given, kwargs):
              if getattr(config, name, None) is None and getattr(own, name, None) is not None}
     return config, kwargs, unset
 
+# %% ../nbs/02c_decode.ipynb #0fe5e9a5
 def _in_kwargs(config, given, own, unset):
     "A config as arguments, for `generate` fills what a config leaves open with the checkpoint's, and takes arguments beside one with a warning."
     default = GenerationConfig()
@@ -508,12 +528,14 @@ def _user_criteria(criteria, stop_strings, config, tokenizer):
     if tokenizer is None: raise ValueError("`stop_strings` needs `tokenizer=`, the tokenizer of the model.")
     return StoppingCriteriaList([*criteria, StopStringCriteria(tokenizer, stop_strings)])
 
+# %% ../nbs/02c_decode.ipynb #6e39e8dc
 def _vocab_size(model, tokenizer):
     "One more than the largest id with a token, where the table has padding rows behind it; None for no such rows."
     rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
     if tokenizer is None or rows is None or len(tokenizer) >= rows: return None
     return max(tokenizer.get_vocab().values()) + 1
 
+# %% ../nbs/02c_decode.ipynb #23da20a1
 def _user_prompt(model, input_ids, attention_mask, state, kwargs):
     "The prompt as `generate` takes it."
     if state is not None:
@@ -542,6 +564,7 @@ def _known_prompt(state, new):
     own = mask[:, mask.shape[1] - state.input_ids.shape[1]:]  # without a prompt that was given as vectors
     return dict(input_ids=ids, attention_mask=nn.functional.pad(own, (0, ids.shape[1] - own.shape[1]), value=1))
 
+# %% ../nbs/02c_decode.ipynb #384f39ef
 def _count_on(config, state, own):
     "The length of a run that goes on, counted from where it began."
     grown = 0 if state.began is None else state.input_ids.shape[1] - state.began

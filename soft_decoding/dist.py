@@ -49,10 +49,12 @@ class TokenDist:
 # %% ../nbs/00_dist.ipynb #ff471024
 def _promote(logits): return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+# %% ../nbs/00_dist.ipynb #aaa48be6
 def _softmax(logits):
     "Softmax over the last dimension; its rows sum to 1 within 1e-6 also in float32 at large v."
     return _normalise(logits - logits.detach().amax(-1, keepdim=True))
 
+# %% ../nbs/00_dist.ipynb #986a8620
 def _normalise(y):
     "Softmax of rows whose maximum is 0; `y` is overwritten, which saves tables over the vocabulary."
     e = y.exp_()
@@ -66,11 +68,13 @@ def log_probs(self: TokenDist) -> Tensor:  # Nats, `(..., k)`
     positive = self.probs > 0
     return torch.where(positive, torch.where(positive, self.probs, 1.).log(), -torch.inf)
 
+# %% ../nbs/00_dist.ipynb #b3bf6491
 @patch
 def entropy(self: TokenDist) -> Tensor:  # Nats, `(...)`
     "Shannon entropy; its gradient is finite also where probabilities are 0."
     return (self.probs * -torch.where(self.probs > 0, self.probs, 1.).log()).sum(-1)
 
+# %% ../nbs/00_dist.ipynb #78ca7556
 @patch
 def perplexity(self: TokenDist) -> Tensor:  # Between 1 and k, `(...)`
     "Effective support: the number of equally likely tokens that would have the same entropy."
@@ -85,11 +89,13 @@ def _at(
     "The ids that stand at `slot`."
     return slot if self.ids is None else self.ids.gather(-1, slot)
 
+# %% ../nbs/00_dist.ipynb #6522a69e
 @patch
 def argmax(self: TokenDist) -> Tensor:  # Ids `(...)`
     "The most likely token; of equals, the first in the support."
     return self._at(self.probs.argmax(-1, keepdim=True)).squeeze(-1)
 
+# %% ../nbs/00_dist.ipynb #8aef7345
 @patch
 def prob_of(
     self: TokenDist,
@@ -100,6 +106,7 @@ def prob_of(
     if self.ids is None: return self.probs.gather(-1, token).squeeze(-1)
     return (self.probs * (self.ids == token)).sum(-1)
 
+# %% ../nbs/00_dist.ipynb #42367bf0
 @patch
 def to_dense(
     self: TokenDist,
@@ -112,6 +119,7 @@ def to_dense(
         raise ValueError(f"`vocab_size` must be at least {self.probs.shape[-1]}, the width of `probs`, got {vocab_size}.")
     return torch.nn.functional.pad(self.probs, (0, vocab_size - self.probs.shape[-1]))
 
+# %% ../nbs/00_dist.ipynb #49a743fb
 @patch
 def pad(
     self: TokenDist,  # With `ids`
@@ -135,6 +143,7 @@ def _top(x, k, chunk=64):
     values, slot = x.gather(-1, ids).topk(k, -1)
     return values, ids.gather(-1, slot)
 
+# %% ../nbs/00_dist.ipynb #80bcad9b
 @patch
 def top(
     self: TokenDist,
@@ -152,6 +161,7 @@ def _check_number(name, value, rule, ok, tensor=False):
         raise TypeError(f"`{name}` must be a number{' or a tensor' if tensor else ''}, {rule}, got {value!r}.")
     if not ok(value): raise ValueError(f"`{name}` must be {rule}, got {value}.")
 
+# %% ../nbs/00_dist.ipynb #b2be79b3
 def check_sampling(
     temperature: float | Tensor | None = None,  # At least 0; 0 is greedy
     top_k: int | None = None,  # At least 1; None is off
@@ -173,6 +183,7 @@ _SMALLEST = torch.finfo(torch.float32).tiny  # what is less is 0 to a float32
 
 def _is_zero(temperature): return temperature is not None and not isinstance(temperature, Tensor) and temperature < _SMALLEST
 
+# %% ../nbs/00_dist.ipynb #4911065a
 def _tempered(logits, temperature):
     "`logits / temperature` up to a constant per row: the largest is 0, so that nothing overflows."
     logits = logits - logits.detach().amax(-1, keepdim=True)
@@ -188,6 +199,7 @@ def top_k_logits(
     check_sampling(top_k=k)
     return _top_k(logits, min(int(k), logits.shape[-1]))
 
+# %% ../nbs/00_dist.ipynb #f549b5f4
 def _top_k(logits, k):
     "`top_k_logits` without the check."
     x = logits.detach()
@@ -202,6 +214,7 @@ def _top_k(logits, k):
     values, order = logits.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
     return ids.gather(-1, order)[..., :k], values[..., :k]
 
+# %% ../nbs/00_dist.ipynb #3266e008
 def _candidates(logits, k, values, ids):
     "Ids of the k largest logits and of all that equal the k-th, from the k + 1 largest `values` and `ids`."
     while True:
@@ -209,6 +222,7 @@ def _candidates(logits, k, values, ids):
         if values.shape[-1] == logits.shape[-1] or not bool(tie.any()): return ids
         values, ids = _top(logits, min(4 * values.shape[-1], logits.shape[-1]))
 
+# %% ../nbs/00_dist.ipynb #11522167
 def _lowest_ids(logits, kth, k):
     "The ids above the k-th largest logit `kth`, filled up with the lowest ids that equal it; NaN counts as +inf."
     logits, kth = (x.nan_to_num(torch.inf, torch.inf, -torch.inf) for x in (logits, kth))
@@ -256,6 +270,7 @@ def _filter_logits(logits, temperature, top_k, top_p, min_p, temperature_last=Fa
     if temperature_last: kept = tempered.masked_fill(kept == -torch.inf, -torch.inf)
     return TokenDist(ids, _normalise(kept))
 
+# %% ../nbs/00_dist.ipynb #271a449d
 def invalid_rows(
     logits: Tensor,  # `(..., v)`
 ) -> Tensor:  # bool `(...)`
@@ -289,6 +304,7 @@ def mk_proba_dist(
     dist = _filter_logits(logits, temperature, top_k, top_p, min_p, temperature_last)
     return dist if mass is None else dist.compact(mass)
 
+# %% ../nbs/00_dist.ipynb #2943c4f0
 def _raise_invalid(logits, where=""):
     "Name the first row that no distribution can be made of."
     if not (bad := invalid_rows(logits)).any(): return
@@ -296,6 +312,7 @@ def _raise_invalid(logits, where=""):
     raise ValueError(f"`logits` must have a finite maximum in every row{where}, row ({row}) has NaN, +inf or no finite "
                      "entry; `remove_invalid_values=True` repairs it.")
 
+# %% ../nbs/00_dist.ipynb #7669c27d
 def _on_support(logits, support, temperature):
     "Renormalise `logits / temperature` on the ids where `support` is positive."
     if support.ids is not None: logits = logits.gather(-1, support.ids)
@@ -342,6 +359,7 @@ def _with_token(
     others = torch.nn.functional.pad(probs.masked_fill(same, 0), (0, 1))
     return ids, others, (probs * same).sum(-1, keepdim=True), hit, alpha
 
+# %% ../nbs/00_dist.ipynb #59ab7caa
 @patch
 def mix_token(
     self: TokenDist,
@@ -352,6 +370,7 @@ def mix_token(
     ids, others, own, hit, alpha = self._with_token(token, alpha)
     return TokenDist(ids, torch.where(hit, alpha + (1 - alpha) * own, (1 - alpha) * others))
 
+# %% ../nbs/00_dist.ipynb #55dc9bd3
 @patch
 def clamp_token(
     self: TokenDist,
@@ -380,6 +399,7 @@ def _union(
     k, m = self.probs.shape[-1], other.probs.shape[-1]
     return torch.cat([self.ids, other.ids], -1), pad(self.probs, 0, m), pad(found, 0, m) + pad(left, k, 0)
 
+# %% ../nbs/00_dist.ipynb #eaee3251
 @patch
 def mix_dist(
     self: TokenDist,
@@ -392,6 +412,7 @@ def mix_dist(
     alpha = torch.as_tensor(alpha, dtype=p.dtype, device=p.device).unsqueeze(-1)
     return TokenDist(ids, alpha * q + (1 - alpha) * p)
 
+# %% ../nbs/00_dist.ipynb #f9d6ff6f
 @patch
 def clamp_dist(
     self: TokenDist,
@@ -428,6 +449,7 @@ def _by_row(noise, generator):
         raise ValueError(f"`generator` must have one entry per row: {len(noise)} rows, got {len(generator)}.")
     return zip(noise, generator)
 
+# %% ../nbs/00_dist.ipynb #e6654c0d
 @patch
 def sample(
     self: TokenDist,
@@ -451,6 +473,7 @@ def _mix64(x: int) -> int:
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB & (1 << 64) - 1
     return x ^ (x >> 31)
 
+# %% ../nbs/00_dist.ipynb #9b8cdc2c
 def step_generators(
     generator: torch.Generator | list | None,  # What the user gave
     step: int,  # Soft step, counted from the start of the run
@@ -491,6 +514,7 @@ def logits_entropy(
     total, weighted = (torch.cat(sums) for sums in zip(*(_sums(x, t) for x, t in zip(parts, temps))))
     return (total.log() - weighted / total).view(logits.shape[:-1])
 
+# %% ../nbs/00_dist.ipynb #4f15fd17
 def _sums(logits, temperature):
     "Sums of `exp(y)` and of `exp(y) y`, where `y` are the tempered logits."
     y = _tempered(_promote(logits), temperature)

@@ -58,6 +58,7 @@ def prompt_learner(model):
     config = getattr(owner, "active_peft_config", None)
     return owner if config is not None and config.is_prompt_learning else None
 
+# %% ../nbs/02_rollout.ipynb #f50b2af5
 def _bare(model):
     "What to run and to ask for inputs: a prompt learner of its own would add its virtual tokens at every step."
     owner = prompt_learner(model)
@@ -81,6 +82,7 @@ def put_virtual_tokens(
     kwargs = dict(_with_room_before(model_kwargs, virtual.shape[1]), inputs_embeds=embeds)
     return _pads_first(kwargs, virtual.shape[1]), embeds.shape[1] - held if held else None
 
+# %% ../nbs/02_rollout.ipynb #00d3936c
 def _with_room_before(kwargs, n):
     "Mask and positions for `n` more positions before the prompt."
     kwargs, mask, positions = dict(kwargs), kwargs.get("attention_mask"), kwargs.get("position_ids")
@@ -90,6 +92,7 @@ def _with_room_before(kwargs, n):
         kwargs["position_ids"] = torch.cat([before, positions + n], -1)
     return kwargs
 
+# %% ../nbs/02_rollout.ipynb #142f3d23
 def _pads_first(kwargs, n):
     "Pads, then the `n` virtual tokens, then the prompt: a sliding window counts what stands between."
     if (mask := kwargs.get("attention_mask")) is None: return kwargs
@@ -159,6 +162,7 @@ def start(
     if "logits_to_keep" in accepted: kwargs["logits_to_keep"] = 1
     return cls.begin(input_ids, kwargs, think, model)
 
+# %% ../nbs/02_rollout.ipynb #069cfdbd
 def forward_parameters(model):
     "Names that the model's `forward` takes, also under a peft wrapper."
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -187,18 +191,21 @@ def detach(self: State) -> State:
     cut = lambda x: None if x is None else x.detach()
     return replace(self, soft=cut(self.soft), history=cut(self.history))
 
+# %% ../nbs/02_rollout.ipynb #14058384
 def context_length(
     model,  # A causal language model
 ) -> int | None:  # Tokens; None where the family has no limit
     "How many positions the model was built for."
     return getattr(text_config(model), "max_position_embeddings", None)
 
+# %% ../nbs/02_rollout.ipynb #4e5fc790
 _text_configs = WeakKeyDictionary()  # asking a config for its text part costs as much as a small layer
 
 def text_config(model):
     if model not in _text_configs: _text_configs[model] = model.config.get_text_config()
     return _text_configs[model]
 
+# %% ../nbs/02_rollout.ipynb #be194368
 @patch
 def room(
     self: State,
@@ -219,6 +226,7 @@ def placeholders(
     if model not in _placeholders: _placeholders[model] = _ask_placeholders(model)
     return _placeholders[model]
 
+# %% ../nbs/02_rollout.ipynb #75ddff1a
 @torch.no_grad()
 def _ask_placeholders(model):
     "Show the model these ids once, and see which rows of the table it takes."
@@ -231,6 +239,7 @@ def _ask_placeholders(model):
     finally: hook.remove()
     return {i: j for i, j in zip(ids, seen[0][0].tolist()) if i != j} if seen else {}
 
+# %% ../nbs/02_rollout.ipynb #826a65b8
 def looked_up(
     model,  # A causal language model
     soft: SoftToken,  # What is to be fed
@@ -269,12 +278,14 @@ def _ids(state):
     if state.history is None: return state.input_ids
     return nn.functional.pad(state.input_ids, (state.history.shape[1] + 1 - state.input_ids.shape[1], 0))
 
+# %% ../nbs/02_rollout.ipynb #95852762
 def _fed(model, state):
     "Vectors of the pending soft token, `(b, 1, d)` or `(b, t, d)`; without a cache, of the whole history."
     embeds = looked_up(model, state.soft).to_embeds(model.get_input_embeddings())
     if state.soft.token.dim() == 1: embeds = embeds[:, None]  # (b, d) -> (b, 1, d)
     return embeds if state.history is None else torch.cat([state.history, embeds.to(state.history.dtype)], 1)
 
+# %% ../nbs/02_rollout.ipynb #b8bf34f4
 def _swap(model, inputs, state, embeds):
     "Replace the ids in the model's ordinary inputs by vectors; a copy of them, for some models write into it."
     ids = inputs.pop("input_ids", None)
@@ -283,6 +294,7 @@ def _swap(model, inputs, state, embeds):
                                   "cannot replace; use plain `generate`.")
     return dict(inputs, inputs_embeds=embeds.clone(), **_per_layer_inputs(model, state))
 
+# %% ../nbs/02_rollout.ipynb #e395b52c
 def _per_layer_inputs(model, state):
     "Gemma 3n and 4 embed every token a second time, per layer: mix that table too."
     config = text_config(model)
@@ -303,11 +315,13 @@ def past(self: State) -> int:  # Positions
     held = past_length(cache_of(self.model_kwargs))
     return self.input_ids.shape[1] - 1 if held is None else held
 
+# %% ../nbs/02_rollout.ipynb #c709d4ab
 def _waiting(state):
     "How many positions of the prompt the model has not seen."
     embeds = state.model_kwargs.get("inputs_embeds")
     return _unseen(state) or (state.input_ids if embeds is None else embeds).shape[1]
 
+# %% ../nbs/02_rollout.ipynb #a701337a
 def _unseen(state):
     "How many positions of the prompt the cache does not hold yet; None for all."
     if state.unseen is not None: return state.unseen
@@ -335,6 +349,7 @@ def _prompt_embeds(model, state):
     embeds = state.model_kwargs.get("inputs_embeds")
     return model.get_input_embeddings()(state.input_ids) if embeds is None else embeds
 
+# %% ../nbs/02_rollout.ipynb #1341aa00
 def _hold_finished(model, state):
     "The model's keyword arguments; rows that have finished wait at the last position there is."
     kwargs, limit, positions = dict(state.model_kwargs), context_length(model), state.model_kwargs.get("position_ids")
@@ -342,11 +357,13 @@ def _hold_finished(model, state):
     if len(positions) != len(state.done): return kwargs
     return dict(kwargs, position_ids=torch.where(state.done[:, None], positions.clamp(max=limit - 1), positions))
 
+# %% ../nbs/02_rollout.ipynb #aa37f736
 def _usable_vocabulary(model, state, width):
     "Ids without an embedding row, or without a token, get no share."
     rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
     return min(width, rows or width, state.vocab_size or width)
 
+# %% ../nbs/02_rollout.ipynb #58aa289d
 def _refuse_no_cache(model):
     raise NotImplementedError(f"{type(model).__name__} returned no cache, so it would forget what it was fed; "
                               "`use_cache=False` feeds the whole history at every step.")
@@ -373,6 +390,7 @@ def extend(
     if is_stateful(cache_of(self.model_kwargs)): return replace(new, soft=SoftToken(TokenDist.one_hot(last[:, 0]), last[:, 0]))
     return replace(new, model_kwargs=_longer(kwargs, last.shape[1] - 1), unseen=last.shape[1])
 
+# %% ../nbs/02_rollout.ipynb #6e5ffe10
 def _longer(kwargs, n):
     "Mask and positions for `n` more tokens."
     kwargs, mask, positions = dict(kwargs), kwargs.get("attention_mask"), kwargs.get("position_ids")
@@ -506,6 +524,7 @@ def _readout(scores, ctx):
     thinks = ctx.phase == Phase.THINK
     return soft, torch.where(thinks, soft.token, hard), torch.where(thinks, entropy, hard_entropy)
 
+# %% ../nbs/02_rollout.ipynb #739cbbf5
 def _hard_readout(scores, ctx):
     "Token and entropy of a discrete step."
     sampling = ctx.answer_sampling or ctx.sampling
@@ -538,6 +557,7 @@ def _guide(soft, ctx):
     added = torch.where(alpha >= 1, 1., added).unsqueeze(-1).to(soft.embeds.dtype)
     return replace(soft, dist=dist, embeds=added * ctx.embedding(target) + (1 - added) * soft.embeds)
 
+# %% ../nbs/02_rollout.ipynb #9bedaf84
 def _guide_by_dist(soft, ctx):
     "Guidance by a distribution of tokens that may follow."
     if soft.embeds is not None:
@@ -643,11 +663,13 @@ def _step_fields(state, generator, guidance, replay, noise=None):
         noise=None if noise is None else noise[:, state.step],
         **({} if guidance is None else guidance.at(state.step)))
 
+# %% ../nbs/02_rollout.ipynb #521ab525
 def _ask_hidden(state, *plugs):
     "Let the model return its hidden states, if one of the plugs has `needs_hidden`."
     if not any(getattr(p, "needs_hidden", False) for p in plugs): return state
     return replace(state, model_kwargs=dict(state.model_kwargs, output_hidden_states=True))
 
+# %% ../nbs/02_rollout.ipynb #3fca0f4c
 def _mode(state, bad=None):
     "Which kinds of rows the next step has, whether some are done, whether one failed: the one place where the loop waits."
     status = torch.where(state.done, int(Phase.DONE), state.phase)
@@ -657,6 +679,7 @@ def _mode(state, bad=None):
     mode = "both" if soft and hard else "soft" if soft else "hard" if hard else "done"
     return mode, Phase.DONE in kinds, -1 in kinds
 
+# %% ../nbs/02_rollout.ipynb #bad19720
 def slim_info(info, soft, logits, outputs, trace_k, keep):
     "Keep of a step what was asked for: nothing as wide as the vocabulary unless it was."
     dist, complete = (soft.dist, torch.ones_like(info.is_soft)) if trace_k else (None, None)
@@ -672,17 +695,20 @@ def _steps(steps, progress):
     from fastprogress import progress_bar
     return progress_bar(range(steps), leave=False)
 
+# %% ../nbs/02_rollout.ipynb #c7d1b415
 def _raise_bad(info, step):
     row = info.bad.nonzero()[0, 0].item()
     raise ValueError(f"The logits of step {step}, row {row} are NaN, +inf or without a finite entry; "
                      "`remove_invalid_values=True` repairs them.")
 
+# %% ../nbs/02_rollout.ipynb #be6d08f1
 def check_plugs(**plugs):
     "Refuse what cannot be called with a step, such as a class in the place of its object."
     for name, plug in plugs.items():
         if plug is not None and (isinstance(plug, type) or not callable(plug)):
             raise TypeError(f"`{name}` must be an object or function that a step can call, got {plug!r}.")
 
+# %% ../nbs/02_rollout.ipynb #b3a54455
 def _check_rollout(model, state, steps, guidance, stopping, grad):
     "Rows of the guidance, and room in the context where no rule stops a row at its end."
     if grad and torch.is_inference_mode_enabled():
@@ -697,6 +723,7 @@ def _check_rollout(model, state, steps, guidance, stopping, grad):
         if steps > (room := limit - int(positions[:, -1].max())):
             raise ValueError(f"`steps` must be at most {room}, or the rollout leaves the model's context of {limit}, got {steps}.")
 
+# %% ../nbs/02_rollout.ipynb #5cdd3b50
 def check_padding(
     attention_mask: Tensor | None,  # `(b, t)`; None: no pads
 ):
@@ -706,11 +733,13 @@ def check_padding(
         raise ValueError(f"The prompt of row {padded.nonzero()[0].item()} is padded on the right (its `attention_mask` ends in 0), and "
                          "would be continued behind its pads; pad on the left: `tokenizer.padding_side = 'left'`.")
 
+# %% ../nbs/02_rollout.ipynb #49e70a98
 def _check_checkpointing(model):
     if model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
         raise NotImplementedError("Gradient checkpointing silently drops the cache of a rollout; call "
                                   "`model.gradient_checkpointing_disable()` or `model.eval()` first.")
 
+# %% ../nbs/02_rollout.ipynb #83dcd9ff
 def _check_differentiable(model, cache):
     "Gradients cannot pass through a cache that is written in place."
     if written_in_place(cache):
@@ -741,6 +770,7 @@ class PassInfo:
     step: StepInfo  # Of the last pass, each `(b, t - 1)`
     residuals: list  # Per pass: the largest change of a fed vector, relative to their mean norm
 
+# %% ../nbs/02_rollout.ipynb #1ee4d83d
 def soft_passes(
     model,  # A causal language model
     state: State,  # All positions: `State.everywhere(model, input_ids)`, or what an earlier call returned

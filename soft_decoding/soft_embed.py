@@ -36,6 +36,7 @@ def _table_size(embedding):
     weight = getattr(embedding, "weight", None) if size is None else None
     return weight.shape[0] if isinstance(weight, Tensor) and weight.dim() == 2 else size
 
+# %% ../nbs/01_soft_embed.ipynb #f902b0e9
 def _rows(embedding, ids):
     "`embedding(ids)` for ids of any shape, through a 2-D call, as models make."
     try: rows = embedding(ids.reshape(-1, ids.shape[-1]))
@@ -44,6 +45,7 @@ def _rows(embedding, ids):
                          f"got {ids.min()} to {ids.max()}.") from e
     return rows.reshape(*ids.shape, rows.shape[-1])
 
+# %% ../nbs/01_soft_embed.ipynb #3b9896de
 def _rows_between(dist, embedding, start, stop):
     "Embeddings of the entries `start` to `stop`: `(..., k, d)`, or `(k, d)` of the whole vocabulary."
     if dist.ids is not None: return _rows(embedding, dist.ids[..., start:stop])
@@ -118,6 +120,7 @@ def _map_tensors(f, x):
     if isinstance(x, (tuple, list)): return type(x)([_map_tensors(f, value) for value in x])
     return x
 
+# %% ../nbs/01_soft_embed.ipynb #d0444917
 @patch
 def map(
     self: SoftToken,

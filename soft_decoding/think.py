@@ -30,6 +30,7 @@ def token_bytes(
         _texts[tokenizer] = len(tokenizer), _read_bytes(tokenizer)
     return _texts[tokenizer][1]
 
+# %% ../nbs/02a_think.ipynb #955fc60c
 def _read_bytes(tokenizer):
     "Every id's text behind another one: tokenizers write an id in front as they would not write it inside."
     try: texts, ids = StopStringCriteria.clean_tokenizer_vocab(tokenizer)
@@ -39,12 +40,14 @@ def _read_bytes(tokenizer):
     for text, i in zip(texts, ids): found[i] = text.encode() if "\ufffd" not in text else _raw_bytes(tokenizer, i)
     return found
 
+# %% ../nbs/02a_think.ipynb #f6354727
 def _own_word(tokenizer):
     "A text of one token that comes back as it went in."
     ids = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
     words = (tokenizer.decode([i]).strip() for i in sorted(tokenizer.get_vocab().values(), reverse=True))
     return next(word for word in words if word and tokenizer.decode(ids(word)).strip() == word)
 
+# %% ../nbs/02a_think.ipynb #fcbfdbcc
 _bytes = {char: byte for byte, char in bytes_to_unicode().items()}
 
 def _raw_bytes(tokenizer, i):
@@ -112,6 +115,7 @@ class _Marker:
         ends = tuple(self.text[i:] for i in range(len(self.text)))
         return [i for i, text in enumerate(self.texts) if text in self.text or self.text[:1] in text or text.startswith(ends)]
 
+# %% ../nbs/02a_think.ipynb #2a82d622
 def inner_ids(
     tokenizer,  # Turns text into ids
     text: str,  # Inside a text
@@ -141,6 +145,7 @@ def move(
         if not text or not one_text: break
     return state
 
+# %% ../nbs/02a_think.ipynb #90d55341
 @patch
 def table(
     self: SpanFinder,
@@ -151,6 +156,7 @@ def table(
     if device not in self.tables: self.tables[device] = _table(self) if device.type == "cpu" else self.table().to(device)
     return self.tables[device]
 
+# %% ../nbs/02a_think.ipynb #9120db6b
 @patch
 def tail(
     self: SpanFinder,
@@ -163,6 +169,7 @@ def tail(
     position = position.clamp(max=tails.shape[1] - 2)
     return tails[said, position], tails[said, position + 1] < 0
 
+# %% ../nbs/02a_think.ipynb #163b5671
 def _table(finder):
     "Most ids lead back to where nothing is matched; the others are read one by one."
     blocks = (finder.start, range(finder.opened)), (finder.end, range(finder.opened, finder.closed))
@@ -189,6 +196,7 @@ def span_finder(
     if key not in known: known[key] = SpanFinder(start, end, tokenizer)
     return known[key]
 
+# %% ../nbs/02a_think.ipynb #1493ae99
 _finders, _of_ids = WeakKeyDictionary(), lru_cache(32)(SpanFinder)  # tokenizer -> its finders; and those without one
 
 def _tails(marker, tokenizer):
@@ -198,6 +206,7 @@ def _tails(marker, tokenizer):
     width = 1 + max(map(len, tails))
     return torch.tensor([tail + [-1] * (width - len(tail)) for tail in tails])
 
+# %% ../nbs/02a_think.ipynb #3ed96d33
 def _rest(marker, said, tokenizer):
     "Ids for what is left of a marker in text; all of it again where none say just that."
     says = lambda ids: b"".join(marker.texts[i] for i in ids)
@@ -218,6 +227,7 @@ def after(
     if self.start.text: states = [self._read(row) for row in input_ids.tolist()]
     return torch.tensor(states, dtype=torch.long, device=input_ids.device)
 
+# %% ../nbs/02a_think.ipynb #7e789ae3
 @patch
 def _read(self: SpanFinder, ids):
     "The state after a row."
@@ -227,6 +237,7 @@ def _read(self: SpanFinder, ids):
         state = known[state, id]
     return state
 
+# %% ../nbs/02a_think.ipynb #f04e588e
 @patch
 def inside(
     self: SpanFinder,
@@ -240,6 +251,7 @@ def inside(
         if states[-1] == self.closed: return self._between(ids, opened, j, states[j] - self.opened)
     return [opened is not None and j >= opened for j in range(len(ids))]
 
+# %% ../nbs/02a_think.ipynb #5994b002
 @patch
 def _between(self: SpanFinder, ids, opened, closed, said):
     "Ids from `opened` to before the one that holds the marker's first character; `said` were matched before id `closed`."
@@ -289,6 +301,7 @@ def bind(
     bound.finder = finder
     return bound
 
+# %% ../nbs/02a_think.ipynb #a79f6d8f
 @patch(as_prop=True)
 def found_by(self: Think) -> SpanFinder:
     "The search for the markers."
@@ -307,9 +320,11 @@ def start_rows(
     if self.closes: think_state["hidden"] = torch.zeros_like(input_ids, dtype=torch.bool)
     return think_state, torch.where(inside, self._opened(), int(Phase.WAIT))
 
+# %% ../nbs/02a_think.ipynb #c98ac7c9
 @patch
 def _opened(self: Think): return self._closed() if self.max_tokens == 0 else int(Phase.THINK)
 
+# %% ../nbs/02a_think.ipynb #c06decfa
 @patch
 def _closed(self: Think): return int(Phase.ANSWER if self.end is None else Phase.END)
 
@@ -347,6 +362,7 @@ def _inject(self: Think, phase, think_state):
     ids, last = self.found_by.tail(think_state["tail"], think_state["position"])
     return torch.where(phase == Phase.END, ids, -1), (phase == Phase.END) & last
 
+# %% ../nbs/02a_think.ipynb #727b00f8
 @patch
 def _cut(self: Think, thinking, count, calm, entropy):
     "Rows that spent their budget or have been calm for long enough, and how long they have been calm."
@@ -356,6 +372,7 @@ def _cut(self: Think, thinking, count, calm, entropy):
     calm = torch.where(thinking & (entropy < self.entropy_threshold), calm + 1, 0)
     return cut | (calm >= self.patience), calm
 
+# %% ../nbs/02a_think.ipynb #63999f36
 def hide(
     old: dict,  # Think state before the step
     new: dict,  # And after it

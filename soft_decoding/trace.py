@@ -25,6 +25,7 @@ class TraceStep:
     entropy: Tensor  # Nats `(b,)`
     phase: Tensor  # Phase, `(b,)`
 
+# %% ../nbs/02b_trace.ipynb #0c62291c
 @dataclass(repr=False)
 class SoftTrace:
     "What a rollout believed and fed, step by step: `s` steps, `b` rows, the best `k` entries."
@@ -69,6 +70,7 @@ def from_infos(
     for info, complete in zip(infos, trace.complete): complete &= info.embeds is None
     return trace if embedding is None else replace(trace, **_measures(trace, infos, embedding))
 
+# %% ../nbs/02b_trace.ipynb #0033d556
 @torch.no_grad()
 def _measures(trace, infos, embedding, chunk=64):
     "How far off the manifold the fed vectors were, of the recorded part; `chunk` steps at a time."
@@ -90,6 +92,7 @@ def rows(
     tensors = {f.name: x[:, idx] for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
     return replace(self, **tensors)
 
+# %% ../nbs/02b_trace.ipynb #26e4b17c
 @patch
 def text(
     self: SoftTrace,
@@ -113,6 +116,7 @@ def records(self: SoftTrace):  # Iterator of dicts
                     yield dict(step=s, row=b, rank=rank, id=i, token=self.text(i), prob=p,
                                entropy=self.entropy[s, b].item(), phase=phases[self.phase[s, b].item()])
 
+# %% ../nbs/02b_trace.ipynb #d543c1a2
 @patch
 def to_frame(self: SoftTrace):  # `pandas.DataFrame`
     "A table with one line per step, row and rank; needs pandas."
