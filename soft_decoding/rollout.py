@@ -493,23 +493,42 @@ def choose(
 ) -> tuple[SoftToken, StepInfo]:  # What to feed next, and what to remember
     "The one place where a soft token is made."
     scores = logits if ctx.processors is None else ctx.processors(ctx.input_ids, logits)
-    soft, token, entropy = _readout(scores, ctx)
-    is_soft, phase, think_state = ctx.phase == Phase.THINK, ctx.phase, ctx.think_state
-    if ctx.think is not None:
-        think_state, phase, forced = ctx.think(think_state, phase, entropy, token)
-        token, is_soft = torch.where(forced >= 0, forced, token), is_soft & (forced < 0)
-    now = ctx.phase
-    if ctx.done is not None:
-        if ctx.pad_token_id is not None: token = torch.where(ctx.done, ctx.pad_token_id, token)
-        is_soft, now = is_soft & ~ctx.done, torch.where(ctx.done, int(Phase.DONE), now)
-        phase = torch.where(ctx.done, ctx.phase, phase)  # where a row stood when it finished
-    if ctx.mode != "soft" or ctx.think is not None or ctx.done is not None: soft = feed_readout(soft, token, is_soft, ctx)
-    if ctx.snap is not None and soft.embeds is not None:
-        raise ValueError("`snap` rounds the weights of a mixture, but this mixer feeds vectors of its own; leave one of them out.")
-    if ctx.snap is not None and ctx.replay is None: soft = replace(soft, dist=soft.dist.snap(ctx.snap))
+    soft, token, entropy = _readout(scores, ctx)  # sampling, mixer, guidance
+    token, is_soft, phase, think_state = _follow(token, entropy, ctx)
+    token, is_soft, now, phase = _rest(token, is_soft, phase, ctx)
+    soft = _snapped(_fed_as(soft, token, is_soft, ctx), ctx)
     bad = entropy.isnan() if ctx.replay is None else invalid_rows(scores)  # an invalid row has no entropy
-    return soft, StepInfo(now, phase, entropy, bad, is_soft, think_state, token, scores,
-                          embeds=soft.embeds)
+    return soft, StepInfo(now, phase, entropy, bad, is_soft, think_state, token, scores, embeds=soft.embeds)
+
+# %% ../nbs/02_rollout.ipynb #7392f3ba
+def _follow(token, entropy, ctx):
+    "What the think policy says: read-outs with its forced tokens, rows that are soft, their next phase."
+    is_soft = ctx.phase == Phase.THINK
+    if ctx.think is None: return token, is_soft, ctx.phase, ctx.think_state
+    think_state, phase, forced = ctx.think(ctx.think_state, ctx.phase, entropy, token)
+    return torch.where(forced >= 0, forced, token), is_soft & (forced < 0), phase, think_state
+
+# %% ../nbs/02_rollout.ipynb #e850aa85
+def _rest(token, is_soft, phase, ctx):
+    "Finished rows read out pads, are not soft, and keep the phase in which they finished."
+    if ctx.done is None: return token, is_soft, ctx.phase, phase
+    if ctx.pad_token_id is not None: token = torch.where(ctx.done, ctx.pad_token_id, token)
+    now = torch.where(ctx.done, int(Phase.DONE), ctx.phase)
+    return token, is_soft & ~ctx.done, now, torch.where(ctx.done, ctx.phase, phase)
+
+# %% ../nbs/02_rollout.ipynb #66cdd3e5
+def _fed_as(soft, token, is_soft, ctx):
+    "The soft token, in which discrete rows are fed their read-out; nothing to do where all rows are soft."
+    all_soft = ctx.mode == "soft" and ctx.think is None and ctx.done is None
+    return soft if all_soft else feed_readout(soft, token, is_soft, ctx)
+
+# %% ../nbs/02_rollout.ipynb #5cc2e6da
+def _snapped(soft, ctx):
+    "The weights on a grid, where that was asked for."
+    if ctx.snap is None: return soft
+    if soft.embeds is not None:
+        raise ValueError("`snap` rounds the weights of a mixture, but this mixer feeds vectors of its own; leave one of them out.")
+    return soft if ctx.replay is not None else replace(soft, dist=soft.dist.snap(ctx.snap))
 
 # %% ../nbs/02_rollout.ipynb #994fa845
 def _readout(scores, ctx):
