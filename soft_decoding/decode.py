@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cache_field', 'split_filters', 'check_config', 'check_options', 'check_ids', 'ContextLimit', 'check_prompt',
            'AnswerRules', 'filler_id', 'span_filler', 'stopping_limits', 'CacheNames', 'SoftOutput', 'eval_mode',
-           'soft_decode', 'bound_think', 'through_generate', 'catch_up', 'soft_generate', 'unwrap']
+           'soft_decode', 'kept_outputs', 'bound_think', 'through_generate', 'catch_up', 'soft_generate', 'unwrap']
 
 # %% ../nbs/02c_decode.ipynb #02cdec03
 import copy, difflib, inspect, warnings
@@ -305,18 +305,28 @@ def soft_decode(
             stopping, halt, steps = stopping_limits(model, rules, state, room, filler)
             catch_up(processors, state)
             stream.put(state.input_ids)
-            names = ("scores", "logits", "hidden_states", "attentions")
-            keep, pad = [n for n in names if getattr(config, f"output_{n}", False)], config._pad_token_tensor
-            traced = config.return_dict_in_generate or select is not None
+            keep, traced = kept_outputs(config), config.return_dict_in_generate or select is not None
             state, infos = soft_rollout(
                 model, state, steps, sampling=sampling, mixer=mixer, think=think, answer_sampling=answer_sampling,
                 guidance=guidance, select=select, grad=grad, do_sample=bool(config.do_sample), generator=generator,
                 snap=snap, replay=replay, processors=processors or None, stopping=stopping, halt=halt,
-                pad_token_id=None if pad is None else int(pad), trace_k=trace_k if traced else 0, keep=keep,
+                pad_token_id=_pad_id(config), trace_k=trace_k if traced else 0, keep=keep,
                 on_token=stream.put, progress=progress)
     finally: stream.end()
     spans = _spans(state, think)
     return _output(state, infos, embedding, keep, spans) if config.return_dict_in_generate else state.input_ids
+
+# %% ../nbs/02c_decode.ipynb #5e48dcb3
+def kept_outputs(
+    config,  # A generation config
+) -> list[str]:
+    "What `generate` was asked to keep of every step."
+    return [n for n in ("scores", "logits", "hidden_states", "attentions") if getattr(config, f"output_{n}", False)]
+
+# %% ../nbs/02c_decode.ipynb #de3b48d1
+def _pad_id(config):
+    "The padding id that `generate` has settled on, or None."
+    return None if config._pad_token_tensor is None else int(config._pad_token_tensor)
 
 # %% ../nbs/02c_decode.ipynb #9a285c0f
 def _check_call(config, think, embedding, trace_k):

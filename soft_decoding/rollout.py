@@ -643,13 +643,12 @@ def soft_rollout(
 ) -> tuple[State, list[StepInfo]]:
     "Drive the step in time, until all rows are done."
     check_plugs(sampling=sampling, mixer=mixer, answer_sampling=answer_sampling, think=think)
-    _check_checkpointing(model)
     _check_rollout(model, state, steps, guidance, stopping, grad)
     state = _ask_hidden(state, sampling, answer_sampling)
     plugs = dict(sampling=sampling or Sampling(), mixer=mixer, answer_sampling=answer_sampling, think=think,
                  processors=processors, pad_token_id=pad_token_id, do_sample=do_sample, snap=snap,
                  embedding=model.get_input_embeddings())
-    infos, (mode, idle, _), needs_info = [], _mode(state), getattr(stopping, "needs_info", False)
+    infos, (mode, idle, _) = [], _mode(state)
     with torch.enable_grad() if grad else torch.no_grad():
         for _ in _steps(steps, progress):
             if mode == "done": break
@@ -659,7 +658,7 @@ def soft_rollout(
                 state.phase, mode=mode, done=state.done if idle else None, **plugs,
                 **_step_fields(state, generator, guidance, replay, noise)))
             input_ids = torch.cat([state.input_ids, info.token[:, None]], 1)
-            done = state.done if stopping is None else state.done | stopping(input_ids, info if needs_info else None)
+            done = _finished(state, stopping, input_ids, info)
             infos.append(slim_info(info, soft, logits, state.outputs, trace_k, keep))
             state = replace(state, input_ids=input_ids, phase=info.next_phase, done=done, soft=soft, unseen=None,
                             step=state.step + 1, think_state=info.think_state, outputs={})
@@ -669,6 +668,12 @@ def soft_rollout(
             if on_token is not None: on_token(info.token)
             if halt is not None and bool(halt(input_ids, None).all()): break
     return state, infos
+
+# %% ../nbs/02_rollout.ipynb #2dfa3c5e
+def _finished(state, stopping, input_ids, info):
+    "Rows that are done after this step; a rule that `needs_info` gets the step instead of scores."
+    if stopping is None: return state.done
+    return state.done | stopping(input_ids, info if getattr(stopping, "needs_info", False) else None)
 
 # %% ../nbs/02_rollout.ipynb #32d6a236
 def _step_fields(state, generator, guidance, replay, noise=None):
@@ -730,6 +735,7 @@ def check_plugs(**plugs):
 # %% ../nbs/02_rollout.ipynb #b3a54455
 def _check_rollout(model, state, steps, guidance, stopping, grad):
     "Rows of the guidance, and room in the context where no rule stops a row at its end."
+    _check_checkpointing(model)
     if grad and torch.is_inference_mode_enabled():
         raise ValueError("`grad=True` records nothing under `torch.inference_mode()`; call it outside.")
     if guidance is not None:
