@@ -10,7 +10,7 @@ from torch.nn.functional import one_hot
 from transformers import GenerationConfig, StaticCache
 
 import tiny
-from soft_decoding import State, soft_generate
+from soft_decoding import State, soft_beam_decode, soft_generate
 from soft_decoding.rollout import forward
 
 STEPS, NEW = 12, tensor([[21, 22, 23]] * 3)  # steps of a run, and the ids of a second turn
@@ -21,7 +21,7 @@ CACHES = "cache", "past_key_values", "cache_params", "state", "mems"
 
 
 # Oracles. Each maps weights over the vocabulary `(b, s, v)`, fed after the prompt, to logits `(s, b, v)`: by
-# the whole history at every step without a cache; step by step through the model's own cache; or a static one.
+# the whole history at every step, uncached; step by step through the model's own cache; or a static one.
 
 def embed(model, weights):
     "Weights `(b, t, v)` times each table that the model looks tokens up in."
@@ -258,7 +258,8 @@ def everywhere(run, model):
     return max(apart(ours[i][mask[i] == 1], reference[i][mask[i] == 1]) for i in range(len(ids)))
 
 def reorder(run, model):
-    "Rows that change places in the middle, cache and all, go on as they would have."
+    "Soft beams run; rows that change places in the middle, cache and all, go on as they would have."
+    model.generate(IDS, attention_mask=MASK, custom_generate=soft_beam_decode, num_beams=2, max_new_tokens=3)
     order, half = tensor([2, 0, 1]), STEPS // 2
     state = soft(model, half, top_k=5).state.reorder(order)
     rest = soft_generate(model, state=state, replay=run.trace.rows(order), max_new_tokens=half,
