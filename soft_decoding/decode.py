@@ -468,7 +468,7 @@ def unwrap(
 ) -> nn.Module:  # Of transformers, or of peft
     "The model inside: wrappers of torch and accelerate, and modules that cannot generate but hold a model as `model`."
     model = extract_model_from_parallel(model, keep_torch_compile=False)
-    inner = getattr(model, "_modules", {}).get("model")
+    inner = dict(model.named_children()).get("model") if isinstance(model, nn.Module) else None
     own = hasattr(type(model), "prepare_inputs_for_generation") or hasattr(type(model), "get_base_model")
     return model if own or inner is None or not hasattr(inner, "prepare_inputs_for_generation") else unwrap(inner)
 

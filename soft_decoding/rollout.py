@@ -77,6 +77,8 @@ def put_virtual_tokens(
     prompt = input_ids if embeds is None else embeds
     virtual = owner.get_prompt(len(prompt), task_ids=model_kwargs.pop("task_ids", None))
     if not isinstance(virtual, Tensor): return _after_prefix(owner, model_kwargs, virtual, prompt.shape[1], held)
+    if room_left(cache_of(model_kwargs)) is not None:
+        raise NotImplementedError("Learned virtual tokens need a cache that grows; leave out `cache_implementation`.")
     if embeds is None: embeds = owner.get_input_embeddings()(input_ids)
     embeds = torch.cat([virtual.to(embeds.dtype), embeds], 1)  # (b, n + t, d)
     kwargs = dict(_with_room_before(model_kwargs, virtual.shape[1]), inputs_embeds=embeds)
@@ -290,8 +292,9 @@ def _swap(model, inputs, state, embeds):
     "Replace the ids in the model's ordinary inputs by vectors; a copy of them, for some models write into it."
     ids = inputs.pop("input_ids", None)
     if ids is None or ids.shape[:2] != embeds.shape[:2]:
+        way_out = "`use_cache=False` feeds the whole history" if state.history is None else "use plain `generate`"
         raise NotImplementedError(f"{type(model).__name__} prepares inputs of its own for a step, which a mixture "
-                                  "cannot replace; use plain `generate`.")
+                                  f"cannot replace; {way_out}.")
     return dict(inputs, inputs_embeds=embeds.clone(), **_per_layer_inputs(model, state))
 
 # %% ../nbs/02_rollout.ipynb #e395b52c
@@ -377,7 +380,7 @@ def extend(
     think=None,  # Think policy; None: soft everywhere
 ) -> State:
     "Feed the pending soft token, then append tokens: the next turn. Rows that had finished keep their pads in sight."
-    *head, last = input_ids.split(1 if is_stateful(cache_of(self.model_kwargs)) else input_ids.shape[1], 1)
+    *head, last = input_ids.split(1 if _one_at_a_time(model, self) else input_ids.shape[1], 1)
     state = self
     for token in head:  # a state-space cache takes one token at a time
         _, state = forward(model, state)
@@ -387,8 +390,13 @@ def extend(
     ids = torch.cat([state.input_ids, last], 1)
     kwargs = {k: v for k, v in state.model_kwargs.items() if k != "inputs_embeds"}
     new = replace(State.begin(ids, kwargs, think), step=self.step, vocab_size=self.vocab_size, history=state.history)
-    if is_stateful(cache_of(self.model_kwargs)): return replace(new, soft=SoftToken(TokenDist.one_hot(last[:, 0]), last[:, 0]))
+    if _one_at_a_time(model, self): return replace(new, soft=SoftToken(TokenDist.one_hot(last[:, 0]), last[:, 0]))
     return replace(new, model_kwargs=_longer(kwargs, last.shape[1] - 1), unseen=last.shape[1])
+
+# %% ../nbs/02_rollout.ipynb #55548b98
+def _one_at_a_time(model, state):
+    "Whether new tokens have to be fed one by one: to a recurrence, or where a family takes no more with a cache."
+    return is_stateful(cache_of(state.model_kwargs)) or text_config(model).model_type == "prophetnet"
 
 # %% ../nbs/02_rollout.ipynb #6e5ffe10
 def _longer(kwargs, n):
