@@ -72,7 +72,7 @@ def _run_settings(o):
 
 def _open_run(o):
     "Whether the run in `--output` is finished already; raise where its folder is not ours, or of another run."
-    from soft_decoding.train import complete_checkpoints
+    from soft_decoding.trainer import complete_checkpoints
     out, settings = Path(o.output), _run_settings(o)
     file = out / RUN_FILE
     if out.exists() and not out.is_dir(): raise ValueError(f"`--output` {out} is a file; give a folder.")
@@ -90,7 +90,7 @@ def _open_run(o):
 
 def _of_run(out):
     "What the run in a folder wrote: its checkpoints, and the files of its model."
-    from soft_decoding.train import checkpoint_note
+    from soft_decoding.trainer import checkpoint_note
     try: run = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError): return []
     checkpoints = [p for p in out.glob("checkpoint-*") if run.get("run") and checkpoint_note(p).get("run") == run["run"]]
@@ -155,7 +155,7 @@ def _rows(o):
 # %% ../nbs/12_cli_train.ipynb #2f369b93
 def _arguments(o, **more):
     "The options as arguments of `SoftTrainer`."
-    from soft_decoding.train import SoftTrainingArguments
+    from soft_decoding.trainer import SoftTrainingArguments
     same = ("guidance_schedule guidance_floor guidance_warmup guidance_hold guidance_coins guidance engine passes hops tolerance temperature "
             "top_p min_p beta max_length drop_unusable think_start think_end seed").split()
     given = {k: getattr(o, k) for k in same}
@@ -167,7 +167,7 @@ def _arguments(o, **more):
 
 def _finish(trainer, o):
     "Train, go on where a checkpoint is, and save."
-    from soft_decoding.train import checkpoint_note, complete_checkpoints
+    from soft_decoding.trainer import checkpoint_note, complete_checkpoints
     first, out = trainer.is_world_process_zero(), Path(o.output)
     if o.fresh and first and out.exists(): _clear(out)
     trainer.accelerator.wait_for_everyone()
@@ -185,7 +185,7 @@ def _names(out):
 
 def _save(trainer, o, had):
     "The model into the folder of the run, over nothing that is not the run's."
-    from soft_decoding.train import complete_checkpoints
+    from soft_decoding.trainer import complete_checkpoints
     out, first = Path(o.output), trainer.is_world_process_zero()
     files = _model_files(complete_checkpoints(out)[-1])
     if theirs := [name for name in files if (out / name).exists() and name not in had]:
@@ -227,7 +227,7 @@ def _train_shipped(o):
     "A new model of the shipped kind, on its task."
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, set_seed
     from soft_decoding.tasks import MNNS, ChainDataset, accuracy
-    from soft_decoding.train import SoftTrainer
+    from soft_decoding.trainer import SoftTrainer
     task, tokenizer = MNNS(), AutoTokenizer.from_pretrained(SHIPPED)
     learn, test = task.split()
     set_seed(o.seed)
@@ -253,7 +253,7 @@ def _train_shipped(o):
 # %% ../nbs/12_cli_train.ipynb #6f156d46
 def _train_data(o):
     "Fine-tune a model on text."
-    from soft_decoding.train import SoftTrainer, freeze
+    from soft_decoding.trainer import SoftTrainer, freeze
     learn, test = _rows(o)
     model, tokenizer = load_model(o.model, o.dtype, "cpu", o.trust_remote_code)  # the trainer moves it
     if o.freeze: freeze(model, *[part.strip() for part in o.freeze.split(",")])
