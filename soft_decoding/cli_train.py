@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
-from .cli import SHIPPED, Incomplete, _sampling, command, find_model, load_model, quiet
+from .cli import SHIPPED, command, find_model, load_model, quiet, sampling_of
 
 # %% ../nbs/12_cli_train.ipynb #e88d4346
 TRAIN_DEFAULTS = dict(
@@ -44,9 +44,10 @@ def _check_train(o):
     if o.model is not None: find_model(o.model)
     if o.model is not None and Path(o.model).expanduser().is_dir() and Path(o.output).resolve() == Path(o.model).expanduser().resolve():
         raise ValueError(f"`--output` {o.output} is the model to start from; give another folder, so that it stays.")
-    _sampling(o)
+    sampling_of(o)
     _check_guidance(o)
 
+# %% ../nbs/12_cli_train.ipynb #cb7ebde3
 def _check_guidance(o):
     "The names of the step and its schedule."
     from soft_decoding.train import ENGINES, GuidanceSchedule
@@ -70,6 +71,7 @@ def _run_settings(o):
         if out[k] and Path(out[k]).is_file(): out[k + "_sha256"] = hashlib.sha256(Path(out[k]).read_bytes()).hexdigest()
     return out
 
+# %% ../nbs/12_cli_train.ipynb #aaacbaf6
 def _open_run(o):
     "Whether the run in `--output` is finished already; raise where its folder is not ours, or of another run."
     from soft_decoding.trainer import complete_checkpoints
@@ -88,6 +90,7 @@ def _open_run(o):
         return old["finished"]
     return False
 
+# %% ../nbs/12_cli_train.ipynb #81f24704
 def _of_run(out):
     "What the run in a folder wrote: its checkpoints, and the files of its model."
     from soft_decoding.trainer import checkpoint_note
@@ -96,18 +99,21 @@ def _of_run(out):
     checkpoints = [p for p in out.glob("checkpoint-*") if run.get("run") and checkpoint_note(p).get("run") == run["run"]]
     return checkpoints + [p for name in run.get("files", ()) if (p := out / name).is_file()]
 
+# %% ../nbs/12_cli_train.ipynb #02e6562b
 def _clear(out):
     "Remove what the run wrote, and say what stays."
     for p in _of_run(out): shutil.rmtree(p) if p.is_dir() else p.unlink()
     (out / RUN_FILE).unlink(missing_ok=True)
     if left := sorted(p.name for p in out.iterdir()): print(f"Left alone in {out}, for the run there did not write it: {', '.join(left)}.", flush=True)
 
+# %% ../nbs/12_cli_train.ipynb #7c762b1f
 NOT_OF_MODEL = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "soft_checkpoint")  # Files of a checkpoint that a model has not
 
 def _model_files(checkpoint):
     "Names of the files that a finished model has, which are in its checkpoints, too."
     return sorted(p.name for p in checkpoint.iterdir() if p.is_file() and not p.name.startswith(NOT_OF_MODEL))
 
+# %% ../nbs/12_cli_train.ipynb #8c2922c1
 def _write_run(o, finished, **more):
     "Settings and state, in one move."
     out = Path(o.output)
@@ -143,6 +149,7 @@ def _read(where, o, option):
     if not len(rows): raise ValueError(f"`--{option}` {where} has no rows.")
     return rows
 
+# %% ../nbs/12_cli_train.ipynb #a55b813d
 def _rows(o):
     "Rows to learn from and rows to evaluate on (None for none)."
     rows = _read(o.data, o, "data")
@@ -165,6 +172,7 @@ def _arguments(o, **more):
         top_k=o.top_k or None, kl_weight=o.kl_weight or 0., gradient_checkpointing=o.checkpointing, use_cpu=o.cpu, save_strategy="steps", save_steps=o.save_every,
         save_total_limit=2, logging_steps=o.eval_every, report_to=o.report or "none", full_determinism=False, **given, **more)
 
+# %% ../nbs/12_cli_train.ipynb #36ca1256
 def _finish(trainer, o):
     "Train, go on where a checkpoint is, and save."
     from soft_decoding.trainer import checkpoint_note, complete_checkpoints
@@ -179,10 +187,12 @@ def _finish(trainer, o):
     _save(trainer, o, had)
     return trainer
 
+# %% ../nbs/12_cli_train.ipynb #42a48565
 def _names(out):
     "The files of a model that the run in a folder has put there."
     return sorted(p.name for p in _of_run(out) if p.is_file())
 
+# %% ../nbs/12_cli_train.ipynb #3ce98234
 def _save(trainer, o, had):
     "The model into the folder of the run, over nothing that is not the run's."
     from soft_decoding.trainer import complete_checkpoints
@@ -195,10 +205,12 @@ def _save(trainer, o, had):
     trainer.save_model(o.output)
     if first: _write_run(o, True, run=trainer.run_id, files=files)
 
+# %% ../nbs/12_cli_train.ipynb #375d852c
 def _say(trainer, *lines):
     "Print, in one of the processes."
     if trainer.is_world_process_zero(): print(*lines, sep="\n", flush=True)
 
+# %% ../nbs/12_cli_train.ipynb #84e6aedd
 def _lines(extra=None):
     "A callback: one line for what is logged, to which `extra(step)` adds, and on a terminal the progress bar."
     from transformers.trainer_callback import ProgressCallback, TrainerCallback
@@ -216,6 +228,7 @@ def _lines(extra=None):
             print(line, flush=True) if bar is None else bar.write(line)
     return Lines()
 
+# %% ../nbs/12_cli_train.ipynb #d8e09e56
 def _with_lines(trainer, extra=None):
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     for plain in (ProgressCallback, PrinterCallback): trainer.remove_callback(plain)
@@ -267,6 +280,7 @@ def _train_data(o):
     _say(trainer, f'The model is in {o.output}. Try it: soft_generate "..." --model {o.output}')
     return trainer
 
+# %% ../nbs/12_cli_train.ipynb #be2e1509
 def _adapter(o):
     "The LoRA that the options ask for."
     if o.lora is None: return None
@@ -333,6 +347,7 @@ def train(
     if _open_run(o): return print(f"This run is finished: the model is in {o.output}. Another --output, or --fresh, trains again.")
     with quiet(debug), _speaking(): return (_train_shipped if data is None else _train_data)(o)
 
+# %% ../nbs/12_cli_train.ipynb #03c657d0
 @contextmanager
 def _speaking():
     "Warnings of this package are for the user, a line each."
