@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROW_COLUMNS', 'LOSS_MASKS', 'UNUSED_COLUMNS', 'REFUSED_ARGUMENTS', 'NOTE', 'REFUSED_OPTIONS', 'encode_row',
            'encode_rows', 'EncodedRows', 'EncodedStream', 'SoftCollator', 'soft_targets', 'freeze', 'SoftModule',
-           'SoftTrainingArguments', 'complete_checkpoints', 'checkpoint_note', 'SoftTrainer']
+           'SoftTrainingArguments', 'complete_checkpoints', 'checkpoint_note', 'SoftTrainer', 'Anneal']
 
 # %% ../nbs/03a_trainer.ipynb #03atr003
 import copy, json, math, re, shutil, time, uuid, warnings, zipfile
@@ -24,6 +24,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from .dist import Sampling, TokenDist, step_generators
 from .soft_embed import plain_mixer
 from .rollout import context_length
+from .think import span_finder
 from .train import (
     ENGINES, ONE_BY_ONE, GuidanceSchedule, bernoulli_guidance, check_adapter, evaluate_batch, evaluating, made_batch,
     soft_sampling_train_step, summarize)
@@ -31,9 +32,9 @@ from .train import (
 # %% ../nbs/03a_trainer.ipynb #8d49ad8b
 def encode_row(
     row: dict,  # `prompt` and `completion`, `messages`, `text`, or `input_ids` (and what else stands in `ROW_COLUMNS`)
-    tokenizer,  # Of the model; a fast one where `think` is given; None: rows hold ids
+    tokenizer,  # Of the model; None: rows hold ids
     *,
-    think: tuple = (None, None),  # Texts around the soft part of the completion; None: its beginning, its end
+    think: tuple = (None, None),  # Texts around the soft part of the completion, as in `Think`; None: its beginning, its end
     max_length: int | None = None,  # Cut rows to so many tokens; None leaves them whole
     context: int | None = None,  # The model's limit in tokens; None: any
 ) -> dict:  # `input_ids`, `labels`, `soft_mask`: lists, one entry per token
@@ -111,14 +112,14 @@ def _text_row(row, tokenizer, think):
         raise ValueError(f"It needs `prompt` and `completion`, `messages`, `text` or `input_ids`, got {', '.join(map(str, row)) or 'nothing'}.")
     ids, after = _around(tokenizer, row["text"])
     end = _end(tokenizer, ids, after)
-    soft = _soft_part(tokenizer, row["text"], think, ids, add_special_tokens=True)
+    soft = _soft_part(tokenizer, think, ids)
     return dict(input_ids=ids + end, labels=ids + end, soft_mask=soft + [False] * len(end))
 
 # %% ../nbs/03a_trainer.ipynb #83bb4296
 def _completion_row(row, tokenizer, think):
     "A prompt and what is learned after it."
     (prompt, after), ids = _around(tokenizer, row["prompt"]), tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
-    end, soft = _end(tokenizer, ids, after), _soft_part(tokenizer, row["completion"], think, ids)
+    end, soft = _end(tokenizer, ids, after), _soft_part(tokenizer, think, ids, prompt)
     return dict(input_ids=prompt + ids + end, labels=[-100] * len(prompt) + ids + end,
                 soft_mask=[False] * len(prompt) + soft + [False] * len(end))
 
@@ -140,22 +141,18 @@ def _end(tokenizer, ids, after=()):
     return list(after) + [eos] * (eos is not None and eos not in after)
 
 # %% ../nbs/03a_trainer.ipynb #4454e286
-def _soft_part(tokenizer, text, think, ids, **options):
-    "Which of the tokens of `text` lie between the two markers."
-    if think == (None, None): return [True] * len(ids)
-    start, end = think
-    opens = 0 if start is None else text.find(start) + len(start) if start in text else len(text)
-    closes = len(text) if end is None else text.find(end, opens) if end in text[opens:] else opens
-    spans = tokenizer(text, return_offsets_mapping=True, **{"add_special_tokens": False, **options})["offset_mapping"]
-    inside = [a < b and opens <= a and b <= closes for a, b in spans]
-    return (inside + [False] * len(ids))[:len(ids)]
+def _soft_part(tokenizer, think, ids, before=()):
+    "Which of these ids lie inside the span, as decoding finds it; it may be open after those `before` them."
+    finder = span_finder(*think, tokenizer)
+    opened = think[0] is not None and len(before) and finder.after(torch.tensor([before])) >= finder.opened
+    return (span_finder(None, think[1], tokenizer) if opened else finder).inside(ids)
 
 # %% ../nbs/03a_trainer.ipynb #fff5acc1
 def _chat_row(row, tokenizer, think):
     "A conversation, of which every turn of the assistant is learned (of `completion`, where there is a `prompt`)."
     ids, spans, closes = _turns(row, tokenizer)
     labels, soft = [-100] * len(ids), [False] * len(ids)
-    for a, b in spans: labels[a:b], soft[a:b] = ids[a:b], _soft_part(tokenizer, tokenizer.decode(ids[a:b]), think, ids[a:b])
+    for a, b in spans: labels[a:b], soft[a:b] = ids[a:b], _soft_part(tokenizer, think, ids[a:b], ids[:a])
     end = _end(tokenizer, ids) if closes and not _is_closed(tokenizer, ids[spans[-1][0]:]) else []
     return dict(input_ids=ids + end, labels=labels + end, soft_mask=soft + [False] * len(end))
 
@@ -1070,3 +1067,20 @@ def _go_on(self: SoftTrainer, folder):
     self.run_id = checkpoint_note(folder).get("run", self.run_id)
     if folder.is_dir() and not any((*folder.glob("optimizer*"), *folder.glob("global_step*"))) and self.is_world_process_zero():
         warnings.warn(f"{folder} holds the model only: optimizer and learning rate begin anew.")
+
+# %% ../nbs/03a_trainer.ipynb #03aann01
+class Anneal(TrainerCallback):
+    "Set an attribute by the progress of training: `Anneal(mixer, \"tau\", anneal(1., .1))`; a resumed run takes it up where it was."
+    def __init__(
+        self,
+        target,  # A mixer, a sampling, ...
+        name: str,  # Of its attribute
+        value: Callable,  # Progress in [0, 1] -> value
+    ):
+        if not hasattr(target, name): raise AttributeError(f"`{name}` must be an attribute of the target, a {type(target).__name__}.")
+        self.target, self.name, self.value = target, name, value
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        setattr(self.target, self.name, self.value(state.global_step / max(1, state.max_steps)))
+
+    on_step_end = on_train_begin
