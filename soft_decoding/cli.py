@@ -517,6 +517,22 @@ def _built_in():
     "The first held-out problem of the shipped model, with its answer."
     with open(SHIPPED/"heldout.jsonl", encoding="utf-8") as f: return json.loads(f.readline())
 
+# %% ../nbs/11_cli.ipynb #11ofsp02
+def _without_span_warning(decode, *args, **kwargs):
+    "Decode; how the span ended is in the output, and the command says it in its own words."
+    import warnings
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The think span")
+        return decode(*args, **kwargs)
+
+# %% ../nbs/11_cli.ipynb #11ofsp01
+def _of_span(out, o):
+    "In one line, what kept the soft span from being as asked; None if nothing did."
+    if o.think == 0: return None
+    if out.unopened.any(): return f"no soft step: {o.think_start!r} (--think_start) never came."
+    if out.unclosed.any():
+        return "the soft span is still open, so there is no answer; a --think below --max_new_tokens closes it."
+
 # %% ../nbs/11_cli.ipynb #49359993
 def _run_prompt(model, tokenizer, o):
     "Stream one answer, print the beliefs, draw the plot; the output of `soft_generate`."
@@ -525,11 +541,10 @@ def _run_prompt(model, tokenizer, o):
     ids, stream = _encode(model, tokenizer, prompt, o), AnswerStream(tokenizer)
     signs = " ".join(f"±{n}" for n in prompt.split())
     if o.model is None: print(f"The smallest sum from 0 up that signs can make: {signs}\n")
-    out = _decode(model, tokenizer, [ids], [1], o, streamer=stream, select=stream.watch)
+    out = _without_span_warning(_decode, model, tokenizer, [ids], [1], o, streamer=stream, select=stream.watch)
     if "answer" in problem: print(f"(The right answer is {problem['answer']}.)")
     if o.table: print(f"\n{belief_table(out.trace, steps=o.table)}")
-    if o.think_start and o.think and not out.trace.is_soft.any():
-        print(f"soft_generate: no soft step: {o.think_start!r} (--think_start) never came.", file=sys.stderr)
+    if said := _of_span(out, o): print(f"soft_generate: {said}", file=sys.stderr)
     if o.plot: _save_plot(out.trace, o.plot); print(f"\nThe plot is in {o.plot}.")
     if problem: print(_HINTS)
     return out

@@ -120,8 +120,9 @@ def _write_run(o, finished, **more):
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise ValueError(f"`--output` {out} cannot be made ({e.strerror or e}); give another folder.") from e
     new = out / (RUN_FILE + ".new")
-    new.write_text(json.dumps(dict(settings=_run_settings(o), finished=finished, **more), indent=1) + "\n", encoding="utf-8")
-    os.replace(new, out / RUN_FILE)
+    text = json.dumps(dict(settings=_run_settings(o), finished=finished, **more), indent=1) + "\n"
+    try: new.write_text(text, encoding="utf-8"); os.replace(new, out / RUN_FILE)
+    except OSError as e: raise ValueError(f"`--output` {out} cannot be written ({e.strerror or e}); make room, or give another folder.") from e
 
 # %% ../nbs/12_cli_train.ipynb #29ae8413
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
