@@ -14,9 +14,10 @@ _modules = dict(
     think="Think SpanFinder span_finder",
     trace="SoftTrace",
     decode="soft_decode soft_generate SoftOutput",
-    train="soft_sampling_train_step GuidanceSchedule bernoulli_guidance SoftTrainer SoftTrainingArguments SoftCollator"
-          " encode_row encode_rows soft_targets freeze evaluate_batch complete_checkpoints checkpoint_note",
-    gumbel="GumbelMixer DirichletMixer GaussianMixer KSampleMixer MoIMixer PlainMixer gumbel_noise anneal Anneal",
+    train="soft_sampling_train_step GuidanceSchedule bernoulli_guidance evaluate_batch",
+    trainer="SoftTrainer SoftTrainingArguments SoftCollator Anneal encode_row encode_rows soft_targets freeze"
+            " complete_checkpoints checkpoint_note",
+    gumbel="GumbelMixer DirichletMixer GaussianMixer KSampleMixer MoIMixer PlainMixer gumbel_noise anneal",
     soft_beam="soft_beam_decode Cells Branch Collapse SoftBeamOutput",
     learnable_temp="LearnableSampling",
     tasks="Problem MNNS ProsQA gsm8k svamp extract_answer check_answer encode_problem collate_problems prompt_batch"

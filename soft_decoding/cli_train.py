@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
-from .cli import SHIPPED, Incomplete, _sampling, command, find_model, load_model, quiet
+from .cli import SHIPPED, command, find_model, load_model, quiet, sampling_of
 
 # %% ../nbs/12_cli_train.ipynb #e88d4346
 TRAIN_DEFAULTS = dict(
@@ -44,9 +44,10 @@ def _check_train(o):
     if o.model is not None: find_model(o.model)
     if o.model is not None and Path(o.model).expanduser().is_dir() and Path(o.output).resolve() == Path(o.model).expanduser().resolve():
         raise ValueError(f"`--output` {o.output} is the model to start from; give another folder, so that it stays.")
-    _sampling(o)
+    sampling_of(o)
     _check_guidance(o)
 
+# %% ../nbs/12_cli_train.ipynb #cb7ebde3
 def _check_guidance(o):
     "The names of the step and its schedule."
     from soft_decoding.train import ENGINES, GuidanceSchedule
@@ -70,9 +71,10 @@ def _run_settings(o):
         if out[k] and Path(out[k]).is_file(): out[k + "_sha256"] = hashlib.sha256(Path(out[k]).read_bytes()).hexdigest()
     return out
 
+# %% ../nbs/12_cli_train.ipynb #aaacbaf6
 def _open_run(o):
     "Whether the run in `--output` is finished already; raise where its folder is not ours, or of another run."
-    from soft_decoding.train import complete_checkpoints
+    from soft_decoding.trainer import complete_checkpoints
     out, settings = Path(o.output), _run_settings(o)
     file = out / RUN_FILE
     if out.exists() and not out.is_dir(): raise ValueError(f"`--output` {out} is a file; give a folder.")
@@ -88,34 +90,39 @@ def _open_run(o):
         return old["finished"]
     return False
 
+# %% ../nbs/12_cli_train.ipynb #81f24704
 def _of_run(out):
     "What the run in a folder wrote: its checkpoints, and the files of its model."
-    from soft_decoding.train import checkpoint_note
+    from soft_decoding.trainer import checkpoint_note
     try: run = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError): return []
     checkpoints = [p for p in out.glob("checkpoint-*") if run.get("run") and checkpoint_note(p).get("run") == run["run"]]
     return checkpoints + [p for name in run.get("files", ()) if (p := out / name).is_file()]
 
+# %% ../nbs/12_cli_train.ipynb #02e6562b
 def _clear(out):
     "Remove what the run wrote, and say what stays."
     for p in _of_run(out): shutil.rmtree(p) if p.is_dir() else p.unlink()
     (out / RUN_FILE).unlink(missing_ok=True)
     if left := sorted(p.name for p in out.iterdir()): print(f"Left alone in {out}, for the run there did not write it: {', '.join(left)}.", flush=True)
 
+# %% ../nbs/12_cli_train.ipynb #7c762b1f
 NOT_OF_MODEL = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "soft_checkpoint")  # Files of a checkpoint that a model has not
 
 def _model_files(checkpoint):
     "Names of the files that a finished model has, which are in its checkpoints, too."
     return sorted(p.name for p in checkpoint.iterdir() if p.is_file() and not p.name.startswith(NOT_OF_MODEL))
 
+# %% ../nbs/12_cli_train.ipynb #8c2922c1
 def _write_run(o, finished, **more):
     "Settings and state, in one move."
     out = Path(o.output)
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise ValueError(f"`--output` {out} cannot be made ({e.strerror or e}); give another folder.") from e
     new = out / (RUN_FILE + ".new")
-    new.write_text(json.dumps(dict(settings=_run_settings(o), finished=finished, **more), indent=1) + "\n", encoding="utf-8")
-    os.replace(new, out / RUN_FILE)
+    text = json.dumps(dict(settings=_run_settings(o), finished=finished, **more), indent=1) + "\n"
+    try: new.write_text(text, encoding="utf-8"); os.replace(new, out / RUN_FILE)
+    except OSError as e: raise ValueError(f"`--output` {out} cannot be written ({e.strerror or e}); make room, or give another folder.") from e
 
 # %% ../nbs/12_cli_train.ipynb #29ae8413
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
@@ -143,6 +150,7 @@ def _read(where, o, option):
     if not len(rows): raise ValueError(f"`--{option}` {where} has no rows.")
     return rows
 
+# %% ../nbs/12_cli_train.ipynb #a55b813d
 def _rows(o):
     "Rows to learn from and rows to evaluate on (None for none)."
     rows = _read(o.data, o, "data")
@@ -155,7 +163,7 @@ def _rows(o):
 # %% ../nbs/12_cli_train.ipynb #2f369b93
 def _arguments(o, **more):
     "The options as arguments of `SoftTrainer`."
-    from soft_decoding.train import SoftTrainingArguments
+    from soft_decoding.trainer import SoftTrainingArguments
     same = ("guidance_schedule guidance_floor guidance_warmup guidance_hold guidance_coins guidance engine passes hops tolerance temperature "
             "top_p min_p beta max_length drop_unusable think_start think_end seed").split()
     given = {k: getattr(o, k) for k in same}
@@ -165,9 +173,10 @@ def _arguments(o, **more):
         top_k=o.top_k or None, kl_weight=o.kl_weight or 0., gradient_checkpointing=o.checkpointing, use_cpu=o.cpu, save_strategy="steps", save_steps=o.save_every,
         save_total_limit=2, logging_steps=o.eval_every, report_to=o.report or "none", full_determinism=False, **given, **more)
 
+# %% ../nbs/12_cli_train.ipynb #36ca1256
 def _finish(trainer, o):
     "Train, go on where a checkpoint is, and save."
-    from soft_decoding.train import checkpoint_note, complete_checkpoints
+    from soft_decoding.trainer import checkpoint_note, complete_checkpoints
     first, out = trainer.is_world_process_zero(), Path(o.output)
     if o.fresh and first and out.exists(): _clear(out)
     trainer.accelerator.wait_for_everyone()
@@ -179,13 +188,15 @@ def _finish(trainer, o):
     _save(trainer, o, had)
     return trainer
 
+# %% ../nbs/12_cli_train.ipynb #42a48565
 def _names(out):
     "The files of a model that the run in a folder has put there."
     return sorted(p.name for p in _of_run(out) if p.is_file())
 
+# %% ../nbs/12_cli_train.ipynb #3ce98234
 def _save(trainer, o, had):
     "The model into the folder of the run, over nothing that is not the run's."
-    from soft_decoding.train import complete_checkpoints
+    from soft_decoding.trainer import complete_checkpoints
     out, first = Path(o.output), trainer.is_world_process_zero()
     files = _model_files(complete_checkpoints(out)[-1])
     if theirs := [name for name in files if (out / name).exists() and name not in had]:
@@ -195,10 +206,12 @@ def _save(trainer, o, had):
     trainer.save_model(o.output)
     if first: _write_run(o, True, run=trainer.run_id, files=files)
 
+# %% ../nbs/12_cli_train.ipynb #375d852c
 def _say(trainer, *lines):
     "Print, in one of the processes."
     if trainer.is_world_process_zero(): print(*lines, sep="\n", flush=True)
 
+# %% ../nbs/12_cli_train.ipynb #84e6aedd
 def _lines(extra=None):
     "A callback: one line for what is logged, to which `extra(step)` adds, and on a terminal the progress bar."
     from transformers.trainer_callback import ProgressCallback, TrainerCallback
@@ -216,6 +229,7 @@ def _lines(extra=None):
             print(line, flush=True) if bar is None else bar.write(line)
     return Lines()
 
+# %% ../nbs/12_cli_train.ipynb #d8e09e56
 def _with_lines(trainer, extra=None):
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     for plain in (ProgressCallback, PrinterCallback): trainer.remove_callback(plain)
@@ -227,7 +241,7 @@ def _train_shipped(o):
     "A new model of the shipped kind, on its task."
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, set_seed
     from soft_decoding.tasks import MNNS, ChainDataset, accuracy
-    from soft_decoding.train import SoftTrainer
+    from soft_decoding.trainer import SoftTrainer
     task, tokenizer = MNNS(), AutoTokenizer.from_pretrained(SHIPPED)
     learn, test = task.split()
     set_seed(o.seed)
@@ -253,7 +267,7 @@ def _train_shipped(o):
 # %% ../nbs/12_cli_train.ipynb #6f156d46
 def _train_data(o):
     "Fine-tune a model on text."
-    from soft_decoding.train import SoftTrainer, freeze
+    from soft_decoding.trainer import SoftTrainer, freeze
     learn, test = _rows(o)
     model, tokenizer = load_model(o.model, o.dtype, "cpu", o.trust_remote_code)  # the trainer moves it
     if o.freeze: freeze(model, *[part.strip() for part in o.freeze.split(",")])
@@ -267,6 +281,7 @@ def _train_data(o):
     _say(trainer, f'The model is in {o.output}. Try it: soft_generate "..." --model {o.output}')
     return trainer
 
+# %% ../nbs/12_cli_train.ipynb #be2e1509
 def _adapter(o):
     "The LoRA that the options ask for."
     if o.lora is None: return None
@@ -333,6 +348,7 @@ def train(
     if _open_run(o): return print(f"This run is finished: the model is in {o.output}. Another --output, or --fresh, trains again.")
     with quiet(debug), _speaking(): return (_train_shipped if data is None else _train_data)(o)
 
+# %% ../nbs/12_cli_train.ipynb #03c657d0
 @contextmanager
 def _speaking():
     "Warnings of this package are for the user, a line each."

@@ -25,9 +25,9 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from .dist import TokenDist
 from .decode import soft_generate
 from .think import Think
+from .trainer import soft_targets
 
 # %% ../nbs/09_tasks.ipynb #231e9c4f
 @dataclass
@@ -782,7 +782,7 @@ def collate_problems(
     *,
     chain: bool = True,  # False leaves the chains out
     max_length: int | None = None,  # Longest sequence, in tokens; None: any
-) -> dict:  # `input_ids, attention_mask, labels, soft_mask` `(b, t)`; `target_dists` `(b, t, k)` if all are known
+) -> dict:  # `input_ids, attention_mask, labels, soft_mask` `(b, t)`; `target_dists` `(b, t, k)` if a problem has soft targets: tokens for the others
     "A training batch, padded on the right."
     if not problems: raise ValueError("`problems` must not be empty.")
     encode = lambda p: encode_problem(p, tokenizer, chain=chain, max_length=max_length)
@@ -793,19 +793,8 @@ def collate_problems(
     fill = lambda name, value: torch.tensor([i[name] + [value] * (t - n) for i, n in zip(items, lengths)])
     batch = dict(input_ids=fill("input_ids", pad), labels=fill("labels", -100), soft_mask=fill("soft_mask", False))
     batch["attention_mask"] = (torch.arange(t) < torch.tensor(lengths)[:, None]).long()  # (b, t)
-    if all(i["soft"] is not None for i in items): batch["target_dists"] = _target_dists(items, batch)
+    if any(i.get("soft") is not None for i in items): batch["target_dists"] = soft_targets(items, batch)
     return batch
-
-def _target_dists(items, batch):
-    "One-hot everywhere, then the soft targets in their places."
-    soft = [step for i in items for step in i["soft"]]
-    width = max((len(ids) for ids, _ in soft), default=1)
-    ids = batch["input_ids"].unsqueeze(-1).repeat(1, 1, width)  # (b, t, k)
-    probs = torch.nn.functional.one_hot(torch.zeros_like(batch["input_ids"]), width).float()
-    if soft:
-        ids[batch["soft_mask"]] = torch.tensor([x + x[-1:] * (width - len(x)) for x, _ in soft])
-        probs[batch["soft_mask"]] = torch.tensor([p + [0.] * (width - len(p)) for _, p in soft])
-    return TokenDist(ids, probs)
 
 # %% ../nbs/09_tasks.ipynb #da2c775c
 def prompt_batch(
