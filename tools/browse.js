@@ -48,7 +48,7 @@ const cutOff = doc => [...doc.querySelectorAll('pre')]
   .filter(p => !p.closest('.cell-output') && p.scrollWidth > p.clientWidth + 1).map(p => `code is cut off: ${shorten(p.textContent)}`)
 
 const pictures = doc => [...doc.images].flatMap((img, i) => [
-  ...(img.naturalWidth ? [] : [`picture ${i + 1} does not load: ${img.getAttribute('src').slice(0, 60)}`]),
+  ...(img.naturalWidth || !img.src.startsWith(location.origin) ? [] : [`picture ${i + 1} does not load: ${img.getAttribute('src').slice(0, 60)}`]),
   ...(img.alt.trim() ? [] : [`picture ${i + 1} has no alt text`])])
 
 function unreadable(doc, view) {

@@ -10,6 +10,10 @@ from urllib.parse import unquote, urljoin, urlsplit
 WIDTHS = 1280, 390
 THEMES = dict(light='', dark='--blink-settings=preferredColorScheme=0')
 WALKER = Path(__file__).with_name('browse.js').read_text(encoding='utf-8')
+BROKEN = """<!doctype html><html lang="en"><main><p>Raw [text](page.html).</p><p style="color: #ccc; background: #fff">Pale</p>
+<pre style="overflow: auto"><code>CODE</code></pre><div style="width: 2000px">Wide</div><img src="none.png"><a href="none.html">1</a>
+<a href="#none">2</a><script>console.error("an error")</script></main></html>""".replace('CODE', 'long' * 100)
+FAULTS = ('the page is', 'cut off', 'without contrast', 'does not load', 'no alt text', 'raw markup', 'no page for', 'no anchor for', 'an error')
 CONSOLE = re.compile(r':CONSOLE[:(]\d+\)?\] (".*)')
 
 
@@ -49,13 +53,13 @@ def serve(folder):
 def chromium(address, theme, *options, profile, log):
     "A headless Chromium at `address`, as a process."
     flags = ['--headless=new', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run', '--disable-extensions', '--hide-scrollbars',
-             '--disable-background-networking', '--enable-logging=stderr', f'--user-data-dir={profile}', THEMES[theme]]
+             '--disable-background-networking', '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1', '--enable-logging=stderr', f'--user-data-dir={profile}', THEMES[theme]]
     if os.geteuid() == 0: flags.append('--no-sandbox')  # it refuses to start as root otherwise
     return subprocess.Popen([browser(), *filter(None, flags), *options, address], stdout=subprocess.DEVNULL, stderr=log)
 
 
 def walk(server, pages, theme, timeout):
-    "What browse.js measured on `pages` in one theme, and the lines on the console."
+    "What browse.js measured on `pages` in one theme, and what they wrote to the console; other sites are out of reach."
     query = json.dumps(dict(pages=pages, widths=WIDTHS))
     address = f'http://127.0.0.1:{server.server_port}/walk#{query}'
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, tempfile.TemporaryFile('w+') as log:
@@ -66,7 +70,7 @@ def walk(server, pages, theme, timeout):
         log.seek(0)
         lines = log.read()
     if not finished: sys.exit(f'Chromium did not finish the {theme} pages in {timeout} s:\n{lines[-2000:]}')
-    return server.measured, CONSOLE.findall(lines)
+    return server.measured, [line for line in CONSOLE.findall(lines) if re.search(r'source: (http://127\.0\.0\.1|\s|$)', line)]
 
 
 def link_problems(measured, folder, address):
@@ -109,6 +113,15 @@ def check(folder, timeout):
     return pages, [f'{line} ({", ".join(where)})' for line, where in found.items()]
 
 
+def sees_faults(timeout):
+    "Stop unless every kind of fault is found on a page that has them all."
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, 'index.html').write_text(BROKEN, encoding='utf-8')
+        found = '\n'.join(check(folder, timeout)[1])
+    missed = [fault for fault in FAULTS if fault not in found]
+    if missed: sys.exit(f'on a page with every fault these were not seen: {missed}; only:\n{found}')
+
+
 if __name__ == '__main__':
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('folder', help='the built site: what `tools/pages.py html` wrote, or Quarto')
@@ -118,6 +131,7 @@ if __name__ == '__main__':
     args = parser.parse_args()
     if not browser(): sys.exit(print('skipped: no Chromium here (on Debian: apt-get install chromium)'))
     if args.shots: sys.exit(screenshots(serve(args.folder), args.pages, args.shots))
+    sees_faults(args.timeout)
     pages, problems = check(args.folder, args.timeout)
     print(*problems, f'{len(pages)} pages at {len(WIDTHS)} widths in {len(THEMES)} themes, {len(problems)} problems', sep='\n')
     sys.exit(bool(problems))
