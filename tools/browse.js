@@ -44,7 +44,7 @@ function tooWide(doc, view, width) {
   return [`the page is ${doc.documentElement.scrollWidth} wide: ${deepest.map(n => `<${n.localName}> ${shorten(n.textContent)}`).join('; ')}`]
 }
 
-const cutOff = doc => [...doc.querySelectorAll('pre')]
+const cutOff = doc => [...doc.querySelectorAll('pre.sourceCode')]
   .filter(p => !p.closest('.cell-output') && p.scrollWidth > p.clientWidth + 1).map(p => `code is cut off: ${shorten(p.textContent)}`)
 
 const pictures = doc => [...doc.images].flatMap((img, i) => [

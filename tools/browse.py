@@ -11,7 +11,7 @@ WIDTHS = 1280, 390
 THEMES = dict(light='', dark='--blink-settings=preferredColorScheme=0')
 WALKER = Path(__file__).with_name('browse.js').read_text(encoding='utf-8')
 BROKEN = """<!doctype html><html lang="en"><main><p>Raw [text](page.html).</p><p style="color: #ccc; background: #fff">Pale</p>
-<pre style="overflow: auto"><code>CODE</code></pre><div style="width: 2000px">Wide</div><img src="none.png"><a href="none.html">1</a>
+<pre class="sourceCode" style="overflow: auto"><code>CODE</code></pre><div style="width: 2000px">Wide</div><img src="none.png"><a href="none.html">1</a>
 <a href="#none">2</a><script>console.error("an error")</script></main></html>""".replace('CODE', 'long' * 100)
 FAULTS = ('the page is', 'cut off', 'without contrast', 'does not load', 'no alt text', 'raw markup', 'no page for', 'no anchor for', 'an error')
 CONSOLE = re.compile(r':CONSOLE[:(]\d+\)?\] (".*)')
@@ -92,7 +92,7 @@ def screenshots(server, pages, into):
         for theme in THEMES:
             for width in WIDTHS:
                 query = json.dumps(dict(pages=[page], widths=[width], stay=True))
-                shot = into/f"{page.replace('/', '-').removesuffix('.html')}-{width}-{theme}.png"
+                shot = into/f"{page.replace('/', '-').replace('.html', '')}-{width}-{theme}.png"
                 with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
                     chromium(f'http://127.0.0.1:{server.server_port}/walk#{query}', theme, f'--screenshot={shot}', '--timeout=5000',
                              f'--window-size={max(500, width)},1600', profile=profile, log=subprocess.DEVNULL).wait(60)
@@ -126,7 +126,7 @@ if __name__ == '__main__':
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('folder', help='the built site: what `tools/pages.py html` wrote, or Quarto')
     parser.add_argument('--shots', type=Path, help='write screenshots there instead')
-    parser.add_argument('--pages', nargs='*', help='for the screenshots, by their path in the folder')
+    parser.add_argument('--pages', nargs='*', help='for the screenshots, by their path in the folder, with #anchor or without')
     parser.add_argument('--timeout', type=int, default=60, help='seconds for one theme')
     args = parser.parse_args()
     if not browser(): sys.exit(print('skipped: no Chromium here (on Debian: apt-get install chromium)'))

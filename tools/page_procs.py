@@ -11,6 +11,7 @@ FENCE = re.compile(r'(^ *(`{3,}|~{3,}).*?^ *\2[^\S\n]*$)', re.S | re.M)  # text,
 NAME = re.compile(r'(?P<kept>\[[^\]]*\]\([^)]*\)|^#.*$|^ {4}.*$|``.*?``)|`(?P<name>[A-Za-z][\w.]*)(?P<call>\(\))?`', re.M)
 SIGNATURE = [(re.compile(r'\b__main__\.'), ''), (re.compile(r'<(?:function|class) \'?([\w.]+)\'?(?: at 0x[0-9a-f]+)?>'), r'\1'),
              (re.compile(r':NoneType=None'), '=None')]
+SILENT = re.compile(r'\s*```python\s+def \w+\(\s*\*args, \*\*kw\w+\s*\):\s+```')  # of a class whose signature says nothing
 
 
 def target(name, page):
@@ -34,7 +35,7 @@ def linked(markdown, page):
 
 def tidy(markdown):
     "Signatures as a reader would write them: no module of the moment, no addresses in memory."
-    parts = FENCE.split(markdown)
+    parts = FENCE.split(SILENT.sub('', markdown))
     for pattern, new in SIGNATURE: parts[1::3] = [pattern.sub(new, code) for code in parts[1::3]]
     return ''.join(part for i, part in enumerate(parts) if i % 3 != 2)
 
@@ -45,6 +46,16 @@ def shown(output, page):
     output['data']['text/markdown'] = linked(tidy(lines if isinstance(lines, str) else ''.join(lines)), page)
 
 
+def printed_twice(cell, after):
+    "Whether `cell` shows a signature and `after`, the next one, the whole source."
+    return getattr(cell, 'has_sd', False) and 'exports' in (getattr(after, 'directives_', None) or {}) and after.get('source')
+
+
+def without_signature(markdown):
+    "What nbdev says of a function, less its first block of code."
+    return re.sub(r'\n*^```python\n.*?^```$', '', markdown, count=1, flags=re.S | re.M)
+
+
 class page_links(Processor):
     "In the place of nbdev's `add_links`, which links every word that is also the name of some function."
     def begin(self): self.page = Path(self.nb.path_).resolve().relative_to(get_config().nbs_path.resolve())
@@ -53,3 +64,8 @@ class page_links(Processor):
         if cell.cell_type == 'markdown' and cell.get('source'): cell.source = linked(cell.source, self.page)
         for output in cell.get('outputs', []):
             if 'text/markdown' in output.get('data', {}): shown(output, self.page)
+
+    def end(self):
+        for cell, after in zip(self.nb.cells, self.nb.cells[1:]):
+            if not printed_twice(cell, after): continue
+            for output in cell.outputs: output['data']['text/markdown'] = without_signature(output['data']['text/markdown'])
