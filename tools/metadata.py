@@ -23,7 +23,7 @@ pairs = {
     'repository': (project['urls']['Repository'], cfg['git_url']),
     'documentation': (project['urls']['Documentation'], cfg['doc_host'] + cfg['doc_baseurl']),
     'custom_sidebar': (str(nbdev['custom_sidebar']), cfg['custom_sidebar']),
-    **{key: (nbdev[key], cfg[key]) for key in 'lib_path nbs_path doc_path branch tst_flags title'.split()},
+    **{key: (nbdev[key], cfg[key]) for key in 'lib_path nbs_path doc_path branch tst_flags title skip_procs procs'.split()},
     '__version__': (soft_decoding.__version__, cfg['version']),
     'version in CITATION.cff': (f"\nversion: {cfg['version']}\n" in (TOP/'CITATION.cff').read_text(encoding='utf-8'), True),
 }

@@ -1,5 +1,5 @@
 """Turn notebooks into pages without Quarto: README.md from nbs/index.ipynb, and every page of the site as HTML."""
-import base64, difflib, json, os, re, subprocess, sys
+import base64, difflib, json, os, re, shutil, subprocess, sys
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -52,15 +52,22 @@ def shown_output(output, directives, image, rich):
     return fenced(text(data['text/plain'])) if 'text/plain' in data else ''
 
 
+def folded(code, directives):
+    "Code behind a line to click on, where `code-fold` asks for it; `show` leaves it open."
+    fold = directives.get('code-fold', 'false')
+    if fold == 'false': return code
+    return f"<details{' open' if fold == 'show' else ''}><summary>{directives.get('code-summary', 'Code')}</summary>\n\n{code}\n\n</details>"
+
+
 def shown_code(cell, image, rich):
     "A code cell as markdown, under the directives that nbdev and Quarto share."
     directives, source = split_directives(text(cell['source']))
     hidden = {'hide', 'default_exp'} | ({'export', 'exports', 'exporti'} if not rich else set())
     if hidden & directives.keys() or directives.get('include') == 'false': return []
-    parts = [fenced(source, 'python')] if source and directives.get('echo') != 'false' else []
+    parts = [folded(fenced(source, 'python'), directives)] if source and directives.get('echo') != 'false' else []
     if directives.get('output') == 'false': return parts
     outputs = [shown_output(o, directives, image, rich) for o in cell['outputs']]
-    if rich and outputs: outputs = ['::: {.cell-output .cell-output-display}', *outputs, ':::']
+    if rich and outputs and directives.get('output') != 'asis': outputs = ['::: {.cell-output .cell-output-display}', *outputs, ':::']
     return parts + [o for o in outputs if o]
 
 
@@ -107,16 +114,33 @@ def readme(check):
 
 # The site
 
+def listed():
+    "The groups of nbs/sidebar.yml: a title, and pairs of a text and a notebook."
+    import yaml
+    groups = yaml.safe_load((NBS/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
+    return [(g['section'], [(item['text'], item['href']) for item in g['contents']]) for g in groups]
+
+
+def sidebar():
+    "Check that nbs/sidebar.yml lists every page once, and nothing else."
+    hrefs = [href for _, items in listed() for _, href in items]
+    found = [p.relative_to(NBS).as_posix() for p in sorted(NBS.rglob('*.ipynb')) if not re.search(r'/[._]', f'/{p.relative_to(NBS)}')]
+    wrong = [f'not listed: {page}' for page in found if page not in hrefs]
+    wrong += [f'no such page: {href}' for href in hrefs if href not in found]
+    wrong += [f'listed twice: {href}' for href in sorted(set(hrefs)) if hrefs.count(href) > 1]
+    print(*wrong or [f'{len(hrefs)} pages, each listed once'], sep='\n')
+    sys.exit(bool(wrong))
+
+
 def process():
     "What nbdev does before it calls Quarto; returns the folder of processed notebooks."
     os.chdir(TOP)
-    sys.path.insert(0, str(TOP))
+    sys.path[:0] = [str(TOP), str(TOP/'tools')]
     import nbdev.doclinks
-    from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
+    from nbdev.quarto import refresh_quarto_yml
     from nbdev.serve import proc_nbs
     refresh_quarto_yml()
     nbdev.doclinks._build_modidx()
-    nbdev_sidebar.__wrapped__()
     return Path(proc_nbs(force=True))
 
 
@@ -142,26 +166,40 @@ def between_pages(markdown, fn, names):
     return relinked(markdown, target), missing
 
 
-def build(fn, names, out):
-    "One page as stand-alone HTML in `out`; returns what is wrong with it."
-    import pypandoc
+def menu(fn, names, proc):
+    "The sidebar as HTML, seen from the page of `fn`; pages that are not here are left out."
+    from html import escape
+    def item(label, page):
+        here = ' aria-current="page"' if page == fn else ''
+        return f'<li><a href="{os.path.relpath(names[page], names[fn].parent)}"{here}>{escape(label)}</a></li>'
+    groups = [(title, [item(label, proc/href) for label, href in items if proc/href in names]) for title, items in listed()]
+    return '\n'.join(f'<p>{title}</p>\n<ul>\n' + '\n'.join(items) + '\n</ul>' for title, items in groups if items)
+
+
+def page_markdown(fn, names, out):
+    "The page of `fn` as markdown, its pictures stored beside it in `out`, and the links that lead nowhere."
     images = []
     def image(data):
-        images.append(fn.with_name(f'{fn.stem}-{len(images)+1}.png'))
-        images[-1].write_bytes(data)
+        images.append(names[fn].with_name(f'{fn.stem}-{len(images)+1}.png'))
+        (out/images[-1]).write_bytes(data)
+        (fn.parent/images[-1].name).write_bytes(data)  # where `between_pages` looks
         return images[-1].name
-    markdown, missing = between_pages(to_markdown(fn, image, rich=True), fn, names)
+    return between_pages(to_markdown(fn, image, rich=True), fn, names)
+
+
+def build(fn, names, out):
+    "One page as HTML in `out`; returns what is wrong with it."
+    import pypandoc
     page, proc = out/names[fn], TOP/'_proc'
     page.parent.mkdir(parents=True, exist_ok=True)
-    nav = ' · '.join(f'<a href="{os.path.relpath(p, names[fn].parent)}">{p.with_suffix("")}</a>' for p in names.values())
-    header = proc/'nav.html'
-    header.write_text(f'<nav>{nav}</nav>', encoding='utf-8')
-    options = dict(to='html5', output=page, css=proc/'styles.css', bibliography=proc/'references.bib',
-                   syntax_highlighting='monochrome', toc_depth=2, include_before_body=header)
+    markdown, missing = page_markdown(fn, names, out)
+    up = os.path.relpath(out, page.parent)
+    options = dict(to='html5', output=page, bibliography=proc/'references.bib', toc_depth=2, template=TOP/'tools'/'page.html')
     found = subprocess.run(
-        [pypandoc.get_pandoc_path(), '--from=markdown+lists_without_preceding_blankline', '--standalone',
-         '--embed-resources', '--mathml', '--toc', '--citeproc', '--metadata=link-citations',
-         *(f'--{key.replace("_", "-")}={value}' for key, value in options.items()), f'--css={TOP/"tools"/"preview.css"}'],
+        [pypandoc.get_pandoc_path(), '--from=markdown+lists_without_preceding_blankline', '--standalone', '--mathml', '--toc',
+         '--citeproc', '--metadata=link-citations', f'--css={up}/preview.css', f'--css={up}/styles.css',
+         f'--variable=home:{up}/index.html', f'--variable=sidebar:{menu(fn, names, proc)}',
+         *(f'--{key.replace("_", "-")}={value}' for key, value in options.items())],
         input=markdown, text=True, encoding='utf-8', cwd=fn.parent, capture_output=True)
     problems = [f'no such link: {m}' for m in missing] + [line for line in found.stderr.splitlines() if line.strip()]
     if found.returncode or not page.exists(): problems.append(f'pandoc ended with {found.returncode}')
@@ -172,6 +210,9 @@ def html(out):
     "Every page of the site as HTML in `out`; ends with an error when one does not build."
     proc, out, failed = process(), Path(out).resolve(), 0
     names = output_names(proc)
+    out.mkdir(parents=True, exist_ok=True)
+    for style in (proc/'styles.css', TOP/'tools'/'preview.css'): shutil.copy(style, out)
+    if (proc/'images').is_dir(): shutil.copytree(proc/'images', out/'images', dirs_exist_ok=True)
     for fn in names:
         problems = build(fn, names, out)
         failed += bool(problems)
@@ -184,7 +225,9 @@ if __name__ == '__main__':
     parser = ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
     commands.add_parser('readme', help=readme.__doc__).add_argument('--check', action='store_true')
+    commands.add_parser('sidebar', help=sidebar.__doc__)
     commands.add_parser('html', help=html.__doc__).add_argument('out', help='folder for the pages')
     args = parser.parse_args()
     if args.command == 'readme': readme(args.check)
+    elif args.command == 'sidebar': sidebar()
     else: html(args.out)

@@ -25,10 +25,11 @@ def skipper(fn, cfg, force):
 
 
 def tidy(cell):
-    "Keep of each printed line what a terminal would still show, and drop what is then empty."
+    "Keep of each printed line what a terminal would still show, without the folders of this machine, and drop what is then empty."
     for o in cell.outputs:
         if o.output_type == 'stream':
-            o['text'] = [re.sub(r'[^\n]*\r(?!\n)', '', line) for line in ''.join(o.text).splitlines(True)]
+            lines = [re.sub(r'[^\n]*\r(?!\n)', '', line) for line in ''.join(o.text).splitlines(True)]
+            o['text'] = [re.sub(r'/\S*/site-packages/', '', line) for line in lines]
     cell['outputs'] = [o for o in cell.outputs if o.output_type != 'stream' or ''.join(o.text).strip()]
 
 
