@@ -77,7 +77,7 @@ def _on(dist, x, fill):
 
 def _check_scale(name, value, where=""):
     "A number that log-weights are divided by, in a gradient twice: neither may overflow in float32."
-    if not 1e-15 <= value <= 1e15: raise ValueError(f"`{name}` must be between 1e-15 and 1e15, got {float(value):g}{where}.")
+    if not 1e-15 <= value <= 1e15: raise ValueError(f"`{name}` must be between 1e-15 and 1e15, got {float(torch.as_tensor(value).detach()):g}{where}.")
 
 # %% ../nbs/04_gumbel.ipynb #5a8983e7
 @dataclass

@@ -7,7 +7,7 @@ __all__ = ['Children', 'token_children', 'equal_mass', 'Cells', 'Branch', 'Colla
            'soft_beam_decode']
 
 # %% ../nbs/05_soft_beam.ipynb #0abc2e27
-import copy, difflib, inspect, math
+import copy, inspect, math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
