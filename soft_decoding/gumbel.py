@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -20,7 +21,7 @@ from .soft_embed import SoftToken, mix_embeds, plain_mixer
 
 # %% ../nbs/04_gumbel.ipynb #f2c183ff
 def gumbel_noise(
-    like: Tensor,  # Shape `(b, ...)`, dtype and device of the noise
+    like: Tensor,  # Shape (b, ...), dtype and device of the noise
     generator: torch.Generator | list | None = None,  # One for all, or a list with one per row
 ) -> Tensor:  # Standard Gumbel draws, finite
     "Gumbel noise; with one generator per row, a row's draw does not depend on its neighbours."
@@ -31,7 +32,7 @@ class Mixer:
     "A stochastic mixer: `(dist, ctx) -> SoftToken`, and the log-probability of what it drew."
     def __call__(
         self,
-        dist: TokenDist,  # After the filters, `(..., k)`
+        dist: TokenDist,  # After the filters, (..., k)
         ctx,  # The step's context: generators, noise to reuse, embedding
     ) -> SoftToken:
         "Draw a soft token."
@@ -39,45 +40,58 @@ class Mixer:
 
     def log_prob(
         self,
-        draw: dict,  # `soft.draw`
-        dist: TokenDist,  # On the support of the draw, `(..., k)`
-    ) -> Tensor:  # Log-density or log-probability, nats, float64 `(...)`; -inf where `dist` excludes the draw
+        draw: dict,  # What a soft token keeps of its draw
+        dist: TokenDist,  # On the support of the draw, (..., k)
+    ) -> Tensor:  # Nats, float64 (...); -inf where the distribution excludes the draw
         "How likely the draw was under `dist`; differentiable in `dist`."
         raise NotImplementedError
 
+# %% ../nbs/04_gumbel.ipynb #fe3e0e99
 def _check_support(draw, dist):
     "The distribution in float64; scores of draws from another support, or in another order, mean nothing."
-    ids, width = draw["ids"], draw.get("log_w", dist.probs).shape[-1]
-    if not (width == dist.probs.shape[-1] if ids is None and dist.ids is None else ids is not None and dist.ids is not None and torch.equal(ids, dist.ids)):
-        raise ValueError("`dist` must be on the support of the draw, in its order; `mk_proba_dist(logits, support=...)` renormalises on it.")
-    return TokenDist(dist.ids, dist.probs.double())
+    ids, k = draw["ids"], dist.probs.shape[-1]
+    whole = ids is None and dist.ids is None and draw.get("log_w", dist.probs).shape[-1] == k
+    if whole or ids is not None and dist.ids is not None and torch.equal(ids, dist.ids):
+        return TokenDist(dist.ids, dist.probs.double())
+    raise ValueError("`dist` must be on the support of the draw, in its order; "
+                     "`mk_proba_dist(logits, support=...)` renormalises on it.")
 
+# %% ../nbs/04_gumbel.ipynb #11447148
 def _scored(x, dist):
-    "Log-weights in float64 (0 where nothing was drawn), log-probabilities, where there is a draw, and which draws `dist` excludes."
+    "Log-weights in float64, 0 where nothing was drawn; log-probabilities; what was drawn, and excluded."
     drawn, log_p = x > -math.inf, dist.log_probs()
     excluded = drawn & (log_p == -math.inf)
-    return torch.where(drawn, x, 0.).double(), torch.where(drawn & ~excluded, log_p, 0.), drawn, excluded.any(-1)
+    kept = torch.where(drawn & ~excluded, log_p, 0.)
+    return torch.where(drawn, x, 0.).double(), kept, drawn, excluded.any(-1)
 
+# %% ../nbs/04_gumbel.ipynb #44546076
 def _token_log_prob(dist, token):
+    "Of a token; -inf where it has no mass, with a gradient of 0."
     p = dist.prob_of(token)
     return torch.where(p > 0, torch.where(p > 0, p, 1.).log(), -math.inf)
 
+# %% ../nbs/04_gumbel.ipynb #85dd1d00
 def _noise(ctx, dist):
-    "Gumbel noise of the context where passes reuse one (per entry, or as wide as the vocabulary and per token), else new noise."
+    "Gumbel noise of the context where passes reuse one, per entry or per token of the vocabulary; else new."
     noise, k = getattr(ctx, "noise", None), dist.probs.shape[-1]
     if noise is None: return gumbel_noise(dist.probs.detach(), getattr(ctx, "generator", None))
     if noise.shape[-1] == k: return noise
     if dist.ids is None or noise.shape[-1] < k:
-        raise ValueError(f"`noise` must have {k} entries per position, as the distributions have, or one per token, got {noise.shape[-1]}.")
+        raise ValueError(f"`noise` must have {k} entries per position, as the distributions have, or one per "
+                         f"token, got {noise.shape[-1]}.")
     return noise.gather(-1, dist.ids)
 
+# %% ../nbs/04_gumbel.ipynb #df23455e
 def _on(dist, x, fill):
-    "`x` at entries with mass, `fill` at the others."
+    "The values at entries with mass, `fill` at the others."
     return torch.where(dist.probs > 0, x, fill)
 
+# %% ../nbs/04_gumbel.ipynb #ecd5a457
 def _check_scale(name, value, where=""):
     "A number that log-weights are divided by, in a gradient twice: neither may overflow in float32."
-    if not 1e-15 <= value <= 1e15: raise ValueError(f"`{name}` must be between 1e-15 and 1e15, got {float(value):g}{where}.")
+    if 1e-15 <= value <= 1e15: return
+    got = float(torch.as_tensor(value).detach())
+    raise ValueError(f"`{name}` must be between 1e-15 and 1e15, got {got:g}{where}.")
 
 # %% ../nbs/04_gumbel.ipynb #5a8983e7
 @dataclass
@@ -90,63 +104,88 @@ class GumbelMixer(Mixer):
 
     def __post_init__(self):
         number = isinstance(self.tau, (int, float)) or isinstance(self.tau, Tensor) and self.tau.dim() == 0
-        if not callable(self.tau) and not number: raise TypeError(f"`tau` must be a number, or a function of the step, got {self.tau!r}.")
         if number: _check_scale("tau", self.tau)
+        elif not callable(self.tau):
+            raise TypeError(f"`tau` must be a number, or a function of the step, got {self.tau!r}.")
         if self.density not in ("concrete", "perturbed"):
             raise ValueError(f"`density` must be 'concrete' or 'perturbed', got {self.density!r}.")
 
-    def at(
-        self,
-        step: int = 0,  # Soft step
-    ) -> float | Tensor:
-        "The relaxation at a step."
-        tau = self.tau(step) if callable(self.tau) else self.tau
-        quick = not isinstance(tau, Tensor) or tau.device.type == "cpu" and not torch.compiler.is_compiling()
-        if quick: _check_scale("tau", tau, f" at step {step}")  # elsewhere a look at the value would wait
-        return tau
+# %% ../nbs/04_gumbel.ipynb #985fac18
+@patch
+def __call__(
+    self: GumbelMixer,
+    dist: TokenDist,  # After the filters, (..., k)
+    ctx,  # The step's context: its generator or noise, and its number
+) -> SoftToken:
+    "Draw weights; the read-out is the token with the largest."
+    tau = self.at(getattr(ctx, "step", 0))
+    z = _on(dist, dist.log_probs() + _noise(ctx, dist), 0.)  # -inf over tau has no derivative in tau
+    log_w, z = _on(dist, z / tau, -math.inf).log_softmax(-1), _on(dist, z, -math.inf)
+    token = TokenDist(dist.ids, log_w).argmax()
+    tau = torch.as_tensor(tau, dtype=log_w.dtype, device=log_w.device).detach().expand(token.shape)
+    draw = dict(ids=dist.ids, log_w=log_w.detach(), z=z.detach(), token=token, tau=tau)
+    return SoftToken(TokenDist(dist.ids, self._fed(log_w)), token, draw)
 
-    def noise_for(
-        self,
-        like: Tensor,  # `(b, t, k)`, or `(b, t, v)` for noise per token; of the dtype and on the device of the distributions
-        generator: torch.Generator | None = None,  # For the draw
-    ) -> Tensor:  # Noise that passes over all positions share
-        "Noise drawn beforehand, for engines that run the mixer more than once."
-        return gumbel_noise(like, generator)
+# %% ../nbs/04_gumbel.ipynb #88aa186e
+@patch
+def _fed(self: GumbelMixer, log_w):
+    "The weights, or the largest one alone where a token is fed."
+    weights = log_w.exp()
+    if not (self.hard or self.straight_through): return weights
+    hard = torch.nn.functional.one_hot(log_w.argmax(-1), log_w.shape[-1]).to(weights.dtype)
+    return hard + (weights - weights.detach()) if self.straight_through else hard
 
-    def __call__(self, dist, ctx):
-        "Draw weights; the read-out is the token with the largest."
-        tau = self.at(getattr(ctx, "step", 0))
-        z = _on(dist, dist.log_probs() + _noise(ctx, dist), 0.)  # -inf over tau has no derivative in tau
-        log_w, z = _on(dist, z / tau, -math.inf).log_softmax(-1), _on(dist, z, -math.inf)
-        weights, token = log_w.exp(), TokenDist(dist.ids, log_w).argmax()
-        if self.hard or self.straight_through:
-            hard = torch.nn.functional.one_hot(log_w.argmax(-1), log_w.shape[-1]).to(weights.dtype)
-            weights = hard + (weights - weights.detach()) if self.straight_through else hard
-        tau = torch.as_tensor(tau, dtype=log_w.dtype, device=log_w.device).detach().expand(token.shape)
-        draw = dict(ids=dist.ids, log_w=log_w.detach(), z=z.detach(), token=token, tau=tau)
-        return SoftToken(TokenDist(dist.ids, weights), token, draw)
+# %% ../nbs/04_gumbel.ipynb #503156b2
+@patch
+def at(
+    self: GumbelMixer,
+    step: int = 0,  # Soft step
+) -> float | Tensor:
+    "The relaxation at a step."
+    tau = self.tau(step) if callable(self.tau) else self.tau
+    quick = not isinstance(tau, Tensor) or tau.device.type == "cpu" and not torch.compiler.is_compiling()
+    if quick: _check_scale("tau", tau, f" at step {step}")  # elsewhere a look at the value would wait
+    return tau
 
-    def log_prob(self, draw, dist):
-        "Of the weights (Concrete), of the noisy logits (perturbed), or of the token where a token was fed."
-        dist = _check_support(draw, dist)
-        if self.hard or self.straight_through: return _token_log_prob(dist, draw["token"])
-        if self.density == "concrete": return concrete_log_prob(draw["log_w"], dist, draw["tau"])
-        z, log_p, drawn, excluded = _scored(draw["z"], dist)
-        noise = z - log_p  # as it would have to be under `dist`
-        return torch.where(excluded, -math.inf, torch.where(drawn, -noise - (-noise).exp(), 0.).sum(-1))
+# %% ../nbs/04_gumbel.ipynb #c8b50cb5
+@patch
+def noise_for(
+    self: GumbelMixer,
+    like: Tensor,  # (b, t, k), or (b, t, v) for noise per token; dtype and device as the distributions
+    generator: torch.Generator | None = None,  # For the draw
+) -> Tensor:  # Noise that passes over all positions share
+    "Noise drawn beforehand, for engines that run the mixer more than once."
+    return gumbel_noise(like, generator)
 
+# %% ../nbs/04_gumbel.ipynb #aafecdb6
 def concrete_log_prob(
-    log_w: Tensor,  # Log-weights, -inf off the support, `(..., k)`
-    dist: TokenDist,  # On the same support, `(..., k)`
-    tau: float | Tensor,  # Relaxation; a number, or `(...)`
-) -> Tensor:  # Log-density on the simplex of the entries with weight, float64 `(...)`
+    log_w: Tensor,  # Log-weights, -inf off the support, (..., k)
+    dist: TokenDist,  # On the same support, (..., k)
+    tau: float | Tensor,  # Relaxation; a number, or (...)
+) -> Tensor:  # Log-density on the simplex of the entries with weight, float64 (...)
     "The Concrete density of weights."  # Eq. 10, maddison2017concrete
     log_w, log_p, drawn, excluded = _scored(log_w, TokenDist(dist.ids, dist.probs.double()))
     tau, n = torch.as_tensor(tau, dtype=torch.float64, device=log_w.device), drawn.sum(-1)
     t = tau.unsqueeze(-1) if tau.dim() else tau
     power = torch.where(drawn, log_p - t * log_w, -math.inf).logsumexp(-1)
-    density = torch.lgamma(n.double()) + (n - 1) * tau.log() + torch.where(drawn, log_p - (t + 1) * log_w, 0.).sum(-1) - n * power
+    inner = torch.where(drawn, log_p - (t + 1) * log_w, 0.).sum(-1)
+    density = torch.lgamma(n.double()) + (n - 1) * tau.log() + inner - n * power
     return torch.where(excluded, -math.inf, torch.where(n > 1, density, 0.))
+
+# %% ../nbs/04_gumbel.ipynb #a81bdaad
+@patch
+def log_prob(
+    self: GumbelMixer,
+    draw: dict,  # What a soft token keeps of its draw
+    dist: TokenDist,  # On the support of the draw, (..., k)
+) -> Tensor:  # Nats, float64 (...); -inf where the distribution excludes the draw
+    "Of the weights (Concrete), of the noisy logits (perturbed), or of the token where a token was fed."
+    dist = _check_support(draw, dist)
+    if self.hard or self.straight_through: return _token_log_prob(dist, draw["token"])
+    if self.density == "concrete": return concrete_log_prob(draw["log_w"], dist, draw["tau"])
+    z, log_p, drawn, excluded = _scored(draw["z"], dist)
+    noise = z - log_p  # as it would have to be under `dist`
+    return torch.where(excluded, -math.inf, torch.where(drawn, -noise - (-noise).exp(), 0.).sum(-1))
 
 # %% ../nbs/04_gumbel.ipynb #165a2a1f
 def anneal(
@@ -156,12 +195,15 @@ def anneal(
     steps: int = 1,  # At which the end is reached; 1 for progress in [0, 1]
 ) -> Callable:  # Progress, or step, -> value
     "A value that moves from `start` to `end`, and stays there."
-    if not (start > 0 and end > 0): raise ValueError(f"`start` and `end` must be positive, got {start} and {end}.")
-    if kind not in ("exponential", "linear"): raise ValueError(f"`kind` must be 'exponential' or 'linear', got {kind!r}.")
+    if not (start > 0 and end > 0):
+        raise ValueError(f"`start` and `end` must be positive, got {start} and {end}.")
+    if kind not in ("exponential", "linear"):
+        raise ValueError(f"`kind` must be 'exponential' or 'linear', got {kind!r}.")
     if not steps >= 1: raise ValueError(f"`steps` must be at least 1, got {steps}.")
     if kind == "linear": return lambda x: start + (end - start) * min(max(x / steps, 0.), 1.)
     return lambda x: start * (end / start) ** min(max(x / steps, 0.), 1.)
 
+# %% ../nbs/04_gumbel.ipynb #6b459638
 class Anneal(TrainerCallback):
     "Set an attribute by the progress of training: `Anneal(mixer, \"tau\", anneal(1., .1))`; a resumed run takes it up where it was."
     def __init__(
@@ -186,65 +228,83 @@ class DirichletMixer(Mixer):
 
     def __post_init__(self): _check_scale("gamma", self.gamma)
 
-    def __call__(self, dist, ctx):
-        "Draw weights; the read-out is the token with the largest."
-        a = _on(dist, self.gamma * dist.probs, 1.)
-        log_w = _on(dist, _log_gamma(a, getattr(ctx, "generator", None)), -math.inf).log_softmax(-1)
-        token = TokenDist(dist.ids, log_w).argmax()
-        return SoftToken(TokenDist(dist.ids, log_w.exp()), token, dict(ids=dist.ids, log_w=log_w.detach(), token=token))
+# %% ../nbs/04_gumbel.ipynb #c882b5db
+@patch
+def __call__(self: DirichletMixer, dist: TokenDist, ctx) -> SoftToken:
+    "Draw weights; the read-out is the token with the largest."
+    a = _on(dist, self.gamma * dist.probs, 1.)
+    log_w = _on(dist, _log_gamma(a, getattr(ctx, "generator", None)), -math.inf).log_softmax(-1)
+    token = TokenDist(dist.ids, log_w).argmax()
+    draw = dict(ids=dist.ids, log_w=log_w.detach(), token=token)
+    return SoftToken(TokenDist(dist.ids, log_w.exp()), token, draw)
 
-    def log_prob(self, draw, dist):
-        "The Dirichlet density of the weights."
-        dist = _check_support(draw, dist)
-        log_w, _, drawn, excluded = _scored(draw["log_w"], dist)
-        a = torch.where(drawn & (dist.probs > 0), self.gamma * dist.probs, 1.)
-        inner = torch.where(drawn, (a - 1) * log_w - torch.lgamma(a), 0.).sum(-1)
-        density = torch.lgamma(torch.where(drawn, a, 0.).sum(-1)) + inner
-        return torch.where(excluded, -math.inf, torch.where(drawn.sum(-1) > 1, density, 0.))
+# %% ../nbs/04_gumbel.ipynb #7271fb05
+@patch
+def log_prob(self: DirichletMixer, draw: dict, dist: TokenDist) -> Tensor:
+    "The Dirichlet density of the weights."
+    dist = _check_support(draw, dist)
+    log_w, _, drawn, excluded = _scored(draw["log_w"], dist)
+    a = torch.where(drawn & (dist.probs > 0), self.gamma * dist.probs, 1.)
+    inner = torch.where(drawn, (a - 1) * log_w - torch.lgamma(a), 0.).sum(-1)
+    density = torch.lgamma(torch.where(drawn, a, 0.).sum(-1)) + inner
+    return torch.where(excluded, -math.inf, torch.where(drawn.sum(-1) > 1, density, 0.))
 
+# %% ../nbs/04_gumbel.ipynb #0f7aca76
 def _log_gamma(a, generator):
     "Logarithms of Gamma(a) draws, also for tiny `a`."
-    rows = [(part, g, rate) for (part, g), rate in zip(_by_row(torch.empty_like(a), generator), a if isinstance(generator, (list, tuple)) else [a])]
-    draws = [torch._standard_gamma(rate + 1, generator=g).log() - _over(torch.empty_like(rate).exponential_(generator=g), rate) for _, g, rate in rows]
-    return torch.stack(draws) if isinstance(generator, (list, tuple)) else draws[0]
+    by_row = isinstance(generator, (list, tuple))
+    parts = zip(_by_row(torch.empty_like(a), generator), a if by_row else [a])
+    draws = [torch._standard_gamma(rate + 1, generator=g).log()
+             - _over(torch.empty_like(rate).exponential_(generator=g), rate) for (_, g), rate in parts]
+    return torch.stack(draws) if by_row else draws[0]
 
+# %% ../nbs/04_gumbel.ipynb #1f6b1915
 def _over(x, rate):
-    "`x / rate`, without a gradient where a weight of `exp(-x / rate)` is 0: the square of `rate` may be 0 there."
+    "The ratio, without a gradient where its weight is 0: the square of the rate may be 0 there."
     return x / torch.where(x > 1e4 * rate, rate.detach(), rate)
 
 # %% ../nbs/04_gumbel.ipynb #62d73fac
 @dataclass
 class GaussianMixer(Mixer):
     "The plain mixture's vector with normal noise."
-    sigma: float | None = None  # Standard deviation per coordinate; None: a third of the RMS of the embedding's entries
+    sigma: float | None = None  # Standard deviation per coordinate; None: a third of the table's RMS
     embedding: nn.Module | None = None  # None: that of the step
 
     def __post_init__(self):
         if self.sigma is not None: _check_scale("sigma", self.sigma)
         self._last = self.embedding
 
-    def __call__(self, dist, ctx):
-        "Draw a vector; the read-out is that of the plain mixer."
-        self._last = self.embedding or getattr(ctx, "embedding", None)
-        if self._last is None: raise ValueError("`embedding` must be given, or come with the step.")
-        mean = mix_embeds(dist, self._last)
-        noise = torch.empty_like(mean, dtype=torch.promote_types(mean.dtype, torch.float32))
-        for part, g in _by_row(noise, getattr(ctx, "generator", None)): part.normal_(generator=g)
-        sigma, plain = self._spread(), plain_mixer(dist, ctx)
-        fed = mean + (sigma * noise).to(mean.dtype)
-        draw = dict(ids=dist.ids, embeds=fed.detach(), token=plain.token, sigma=fed.new_full(plain.token.shape, sigma, dtype=torch.float64))
-        return replace(plain, embeds=fed, draw=draw)
+# %% ../nbs/04_gumbel.ipynb #0fa867fd
+@patch
+def __call__(self: GaussianMixer, dist: TokenDist, ctx) -> SoftToken:
+    "Draw a vector; the read-out is that of the plain mixer."
+    self._last = self.embedding or getattr(ctx, "embedding", None)
+    if self._last is None: raise ValueError("`embedding` must be given, or come with the step.")
+    mean = mix_embeds(dist, self._last)
+    noise = torch.empty_like(mean, dtype=torch.promote_types(mean.dtype, torch.float32))
+    for part, g in _by_row(noise, getattr(ctx, "generator", None)): part.normal_(generator=g)
+    plain, sigma = plain_mixer(dist, ctx), self._spread()
+    fed = mean + (sigma * noise).to(mean.dtype)
+    scale = fed.new_full(plain.token.shape, sigma, dtype=torch.float64)
+    draw = dict(ids=dist.ids, embeds=fed.detach(), token=plain.token, sigma=scale)
+    return replace(plain, embeds=fed, draw=draw)
 
-    def _spread(self):
-        return float(self._last.weight.detach().float().square().mean().sqrt()) / 3 if self.sigma is None else self.sigma
+# %% ../nbs/04_gumbel.ipynb #36990ddf
+@patch
+def log_prob(self: GaussianMixer, draw: dict, dist: TokenDist) -> Tensor:
+    "The normal density of the fed vector, around the mixture in the table that was used last."
+    dist = _check_support(draw, dist)
+    if self._last is None: raise ValueError("`embedding` must be given to score draws before any was made.")
+    sigma, mean = draw["sigma"], mix_embeds(dist, self._last).double()
+    off = (draw["embeds"] - mean) / sigma.unsqueeze(-1)
+    return -off.square().sum(-1) / 2 - mean.shape[-1] * (sigma * math.sqrt(2 * math.pi)).log()
 
-    def log_prob(self, draw, dist):
-        "The normal density of the fed vector, around the mixture in the table that was used last."
-        dist = _check_support(draw, dist)
-        if self._last is None: raise ValueError("`embedding` must be given to score draws before any was made.")
-        sigma, mean = draw["sigma"], mix_embeds(dist, self._last).double()
-        off = (draw["embeds"] - mean) / sigma.unsqueeze(-1)
-        return -off.square().sum(-1) / 2 - mean.shape[-1] * (sigma * math.sqrt(2 * math.pi)).log()
+# %% ../nbs/04_gumbel.ipynb #a6fc9dee
+@patch
+def _spread(self: GaussianMixer):
+    "Standard deviation per coordinate."
+    if self.sigma is not None: return self.sigma
+    return float(self._last.weight.detach().float().square().mean().sqrt()) / 3
 
 # %% ../nbs/04_gumbel.ipynb #f83ffecc
 @dataclass
@@ -253,22 +313,31 @@ class KSampleMixer(Mixer):
     k: int = 3  # Tokens per soft token, at least 1
 
     def __post_init__(self):
-        if self.k != int(self.k) or self.k < 1: raise ValueError(f"`k` must be a whole number of at least 1, got {self.k}.")
+        if self.k != int(self.k) or self.k < 1:
+            raise ValueError(f"`k` must be a whole number of at least 1, got {self.k}.")
         self.k = int(self.k)
 
-    def __call__(self, dist, ctx):
-        "Draw the tokens; the read-out is the first."
-        generator = getattr(ctx, "generator", None)
-        slots = torch.stack([_slot(dist, generator) for _ in range(self.k)], -1)  # (..., k tokens)
-        weights = torch.zeros_like(dist.probs).scatter_add(-1, slots, torch.full(slots.shape, 1 / self.k, dtype=dist.probs.dtype, device=slots.device))
-        token = slots[..., 0] if dist.ids is None else dist.ids.gather(-1, slots)[..., 0]
-        return SoftToken(TokenDist(dist.ids, weights), token, dict(ids=dist.ids, slots=slots, token=token))
+# %% ../nbs/04_gumbel.ipynb #80e13881
+@patch
+def __call__(self: KSampleMixer, dist: TokenDist, ctx) -> SoftToken:
+    "Draw the tokens; the read-out is the first."
+    generator, p = getattr(ctx, "generator", None), dist.probs
+    slots = torch.stack([_slot(dist, generator) for _ in range(self.k)], -1)  # (..., k tokens)
+    one = torch.full(slots.shape, 1 / self.k, dtype=p.dtype, device=slots.device)
+    token = (slots if dist.ids is None else dist.ids.gather(-1, slots))[..., 0]
+    weights = torch.zeros_like(p).scatter_add(-1, slots, one)
+    return SoftToken(TokenDist(dist.ids, weights), token, dict(ids=dist.ids, slots=slots, token=token))
 
-    def log_prob(self, draw, dist):
-        "The sum over the drawn tokens, in their order."
-        return _check_support(draw, dist).log_probs().gather(-1, draw["slots"]).sum(-1)
+# %% ../nbs/04_gumbel.ipynb #dfbd51b7
+@patch
+def log_prob(self: KSampleMixer, draw: dict, dist: TokenDist) -> Tensor:
+    "The sum over the drawn tokens, in their order."
+    return _check_support(draw, dist).log_probs().gather(-1, draw["slots"]).sum(-1)
 
-def _slot(dist, generator): return TokenDist(None, dist.probs.detach()).sample(generator)
+# %% ../nbs/04_gumbel.ipynb #7781f6ca
+def _slot(dist, generator):
+    "The place of a drawn token in the support."
+    return TokenDist(None, dist.probs.detach()).sample(generator)
 
 # %% ../nbs/04_gumbel.ipynb #5c638962
 @dataclass
@@ -278,25 +347,31 @@ class MoIMixer(Mixer):
     top: int = 20  # Entries behind the entropy, at least 2
 
     def __post_init__(self):
-        if not 0 <= self.beta <= 1e15: raise ValueError(f"`beta` must be between 0 and 1e15, got {self.beta}.")
-        if self.top != int(self.top) or self.top < 2: raise ValueError(f"`top` must be a whole number of at least 2, got {self.top}.")
+        if not 0 <= self.beta <= 1e15:
+            raise ValueError(f"`beta` must be between 0 and 1e15, got {self.beta}.")
+        if self.top != int(self.top) or self.top < 2:
+            raise ValueError(f"`top` must be a whole number of at least 2, got {self.top}.")
         self.top = int(self.top)
 
-    def __call__(self, dist, ctx):
-        "Draw the token, which is also the read-out."
-        slot = _slot(dist, getattr(ctx, "generator", None)).unsqueeze(-1)
-        k = min(self.top, dist.probs.shape[-1])
-        best = dist.probs.topk(k, -1).values
-        share = TokenDist(None, best / best.sum(-1, keepdim=True)).entropy().unsqueeze(-1) / math.log(max(k, 2))  # in [0, 1]
-        drawn = torch.zeros_like(dist.probs).scatter(-1, slot, 1.)
-        weights = (share * dist.probs + (1 + self.beta - share) * drawn) / (1 + self.beta)
-        token = (slot if dist.ids is None else dist.ids.gather(-1, slot))[..., 0]
-        return SoftToken(TokenDist(dist.ids, weights), token, dict(ids=dist.ids, slots=slot, token=token))
+# %% ../nbs/04_gumbel.ipynb #0198ada4
+@patch
+def __call__(self: MoIMixer, dist: TokenDist, ctx) -> SoftToken:
+    "Draw the token, which is also the read-out."
+    slot, k = _slot(dist, getattr(ctx, "generator", None)).unsqueeze(-1), min(self.top, dist.probs.shape[-1])
+    best = TokenDist(None, (top := dist.probs.topk(k, -1).values) / top.sum(-1, keepdim=True))
+    share = best.entropy().unsqueeze(-1) / math.log(max(k, 2))  # in [0, 1]
+    drawn = torch.zeros_like(dist.probs).scatter(-1, slot, 1.)
+    weights = (share * dist.probs + (1 + self.beta - share) * drawn) / (1 + self.beta)
+    token = (slot if dist.ids is None else dist.ids.gather(-1, slot))[..., 0]
+    return SoftToken(TokenDist(dist.ids, weights), token, dict(ids=dist.ids, slots=slot, token=token))
 
-    def log_prob(self, draw, dist):
-        "Of the drawn token."
-        return _check_support(draw, dist).log_probs().gather(-1, draw["slots"])[..., 0]
+# %% ../nbs/04_gumbel.ipynb #6e4c6494
+@patch
+def log_prob(self: MoIMixer, draw: dict, dist: TokenDist) -> Tensor:
+    "Of the drawn token."
+    return _check_support(draw, dist).log_probs().gather(-1, draw["slots"])[..., 0]
 
+# %% ../nbs/04_gumbel.ipynb #6cd33547
 @dataclass
 class PlainMixer(Mixer):
     "Plain mixing: nothing is drawn but the read-out."

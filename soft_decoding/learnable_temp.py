@@ -10,6 +10,7 @@ import json, math, warnings
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .dist import TokenDist, _normalise, _top_k, logits_entropy
@@ -18,9 +19,9 @@ from .dist import TokenDist, _normalise, _top_k, logits_entropy
 def bounded(
     theta: Tensor,  # Free parameter, any shape
     start: float,  # Value at 0, positive
-    low: float,  # Smallest value, at most `start`
-    high: float,  # Largest value, at least `start`
-) -> Tensor:  # Of the shape of `theta`, in [low, high]
+    low: float,  # Smallest value, at most start
+    high: float,  # Largest value, at least start
+) -> Tensor:  # Of the shape of theta, in [low, high]
     "A positive number that starts at `start` and stays within bounds."
     up, down = math.log(high / start), math.log(start / low)
     soft = lambda x, limit: limit * torch.tanh(x / limit) if limit > 0 else 0 * x
@@ -28,17 +29,18 @@ def bounded(
 
 # %% ../nbs/06_learnable_temp.ipynb #6ad74e4f
 def min_p_threshold(
-    logits: Tensor,  # Tempered, `(..., k)`
-    min_p: Tensor,  # In (0, 1], `(..., 1)`
-) -> Tensor:  # `(..., 1)`
+    logits: Tensor,  # Tempered, (..., k)
+    min_p: Tensor,  # In (0, 1], (..., 1)
+) -> Tensor:  # (..., 1)
     "The logit of a token that is `min_p` times as likely as the likeliest."
     return logits.amax(-1, keepdim=True) + min_p.log()
 
+# %% ../nbs/06_learnable_temp.ipynb #07e8b64d
 def top_k_threshold(
-    logits: Tensor,  # Tempered and sorted, largest first, `(..., k)`
-    top_k: Tensor,  # Any number of at least 1, `(..., 1)`
+    logits: Tensor,  # Tempered and sorted, largest first, (..., k)
+    top_k: Tensor,  # Any number of at least 1, (..., 1)
     edge: float = 30.,  # How far apart thresholds stand where no finite logit is left, nats
-) -> Tensor:  # `(..., 1)`
+) -> Tensor:  # (..., 1)
     "A threshold that `top_k` logits are above; between whole numbers it moves linearly."
     middle = _middles(logits, edge)
     k = top_k.clamp(1, logits.shape[-1]).expand(*logits.shape[:-1], 1)
@@ -46,6 +48,7 @@ def top_k_threshold(
     here, after = middle.gather(-1, whole - 1), middle.gather(-1, whole)
     return here + (k - whole) * (after - here)
 
+# %% ../nbs/06_learnable_temp.ipynb #3a675db7
 def _middles(logits, edge):
     "Where each logit ends, `(..., k)`: entry j lies below j + 1 of them."
     finite = logits > -torch.inf
@@ -69,8 +72,10 @@ class LearnableSampling(nn.Module):
         hard: bool = False,  # Filter hard, and let only the gradient see the soft gates
     ):
         super().__init__()
-        starts = {k: None if v is None else float(v) for k, v in dict(temperature=temperature, top_k=top_k, min_p=min_p).items()}
-        self.config = dict(starts, condition=condition, hidden_size=hidden_size, reach=float(reach), sharpness=float(sharpness), hard=hard)
+        given = dict(temperature=temperature, top_k=top_k, min_p=min_p)
+        starts = {k: None if v is None else float(v) for k, v in given.items()}
+        self.config = dict(starts, condition=condition, hidden_size=hidden_size, reach=float(reach),
+                           sharpness=float(sharpness), hard=hard)
         _check_learnable(**self.config)
         self.starts = {k: v for k, v in starts.items() if v is not None}
         self.condition, self.reach, self.sharpness, self.hard = condition, reach, sharpness, hard
@@ -92,52 +97,68 @@ class LearnableSampling(nn.Module):
 
     def extra_repr(self): return ", ".join(f"{k}={v:.4g}" for k, v in self.settings().items())
 
+# %% ../nbs/06_learnable_temp.ipynb #07d80ab9
 def _check_learnable(temperature, top_k, min_p, condition, hidden_size, reach, sharpness, hard):
     "Refuse what has no meaning."
-    if temperature is None or not 0 < temperature < math.inf: raise ValueError(f"`temperature` must be positive to be learned, got {temperature}.")
-    if top_k is not None and not 1 <= top_k < math.inf: raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
-    if min_p is not None and not 0 < min_p < 1: raise ValueError(f"`min_p` must be in (0, 1) to be learned, got {min_p}.")
+    if temperature is None or not 0 < temperature < math.inf:
+        raise ValueError(f"`temperature` must be positive to be learned, got {temperature}.")
+    if top_k is not None and not 1 <= top_k < math.inf:
+        raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+    if min_p is not None and not 0 < min_p < 1:
+        raise ValueError(f"`min_p` must be in (0, 1) to be learned, got {min_p}.")
     if condition not in (None, "phase", "entropy", "hidden"):
         raise ValueError(f"`condition` must be None, 'phase', 'entropy' or 'hidden', got {condition!r}.")
-    if (condition == "hidden") != (hidden_size is not None): raise ValueError("`hidden_size` goes with condition='hidden', and only with it.")
+    if (condition == "hidden") != (hidden_size is not None):
+        raise ValueError("`hidden_size` goes with condition='hidden', and only with it.")
     if not 1 < reach < math.inf: raise ValueError(f"`reach` must be above 1, got {reach}.")
-    if temperature < 1e-15 * reach:  # or the square of the smallest one, which is in its gradient, would underflow
-        raise ValueError(f"`temperature` must be at least {1e-15 * reach:g} with reach={reach:g}, got {temperature}; `Sampling` takes 0.")
+    if temperature < 1e-15 * reach:  # or the square of the smallest one, in its gradient, would underflow
+        raise ValueError(f"`temperature` must be at least {1e-15 * reach:g} with reach={reach:g}, got "
+                         f"{temperature}; `Sampling` takes 0.")
     if not 0 < sharpness < math.inf: raise ValueError(f"`sharpness` must be positive, got {sharpness}.")
 
 # %% ../nbs/06_learnable_temp.ipynb #0be8abfb
-from fastcore.basics import patch
-
 @patch
 def settings(
     self: LearnableSampling,
-    logits: Tensor | None = None,  # Of the step `(..., v)`; None: the global part alone
+    logits: Tensor | None = None,  # Of the step (..., v); None: the global part alone
     ctx=None,  # The step's context
-) -> dict:  # Name -> value: numbers for the global part, else `(..., 1)`
+) -> dict:  # Name -> value: numbers for the global part, else (..., 1)
     "The settings at this step, within their bounds."
     theta = self.theta
-    if logits is not None and self.weight is not None: theta = theta + self._features(logits, ctx) @ self.weight.T.to(theta.dtype)
+    if logits is not None and self.weight is not None:
+        theta = theta + self._features(logits, ctx) @ self.weight.T.to(theta.dtype)
     values = {k: bounded(theta[..., i], v, *self.bounds(k)) for i, (k, v) in enumerate(self.starts.items())}
-    return {k: v.item() for k, v in values.items()} if logits is None else {k: v.unsqueeze(-1) for k, v in values.items()}
+    if logits is None: return {k: v.item() for k, v in values.items()}
+    return {k: v.unsqueeze(-1) for k, v in values.items()}
 
+# %% ../nbs/06_learnable_temp.ipynb #b136c3a7
 @patch
 def _features(self: LearnableSampling, logits, ctx):
     "What the settings depend on, `(..., f)`."
-    if self.condition == "entropy": return (logits_entropy(logits, None) / math.log(max(logits.shape[-1], 2))).unsqueeze(-1).to(self.theta.dtype)
+    if self.condition == "entropy":
+        share = logits_entropy(logits, None) / math.log(max(logits.shape[-1], 2))
+        return share.unsqueeze(-1).to(self.theta.dtype)
     given = getattr(ctx, self.condition, None)
-    if given is None: raise ValueError(f"condition={self.condition!r} needs the step's context, which the drivers of this package give.")
+    if given is None:
+        raise ValueError(
+            f"condition={self.condition!r} needs the step's context, which the drivers of this package give.")
     if self.condition == "phase": return torch.nn.functional.one_hot(given, 5).to(self.theta.dtype)
-    if given.shape[-1] != self.weight.shape[-1]: raise ValueError(f"`hidden_size` must be that of the model, {given.shape[-1]}, got {self.weight.shape[-1]}.")
+    if given.shape[-1] != self.weight.shape[-1]:
+        raise ValueError(
+            f"`hidden_size` must be that of the model, {given.shape[-1]}, got {self.weight.shape[-1]}.")
     return given.to(self.theta.dtype)
 
+# %% ../nbs/06_learnable_temp.ipynb #0ef0382d
 @patch
 def forward(
     self: LearnableSampling,
-    logits: Tensor,  # `(..., v)`
+    logits: Tensor,  # (..., v)
     ctx=None,  # The step's context
-) -> tuple[TokenDist, Tensor]:  # The distribution, and the entropy `(...)` in nats after temperature, before the filters
+) -> tuple[TokenDist, Tensor]:  # The distribution; its entropy (...), nats, after temperature, before filters
     "Temperature, then the gates; invalid rows come out as NaN."
-    if logits.device != self.theta.device: raise ValueError(f"The sampling must be on the model's device, {logits.device}, got {self.theta.device}; move it with `.to`.")
+    if logits.device != self.theta.device:
+        raise ValueError(f"The sampling must be on the model's device, {logits.device}, got "
+                         f"{self.theta.device}; move it with `.to`.")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     values = {k: v.to(logits.dtype) for k, v in self.settings(logits, ctx).items()}
     tempered = self._temper(logits, values["temperature"])
@@ -149,42 +170,50 @@ def forward(
     probs = _normalise(soft)
     return TokenDist(ids, kept + (probs - probs.detach())), entropy
 
+# %% ../nbs/06_learnable_temp.ipynb #69cc232e
 @patch
 def _temper(self: LearnableSampling, logits, temperature):
-    "Logits over the temperature, the largest 0; excluded tokens, whose derivative would be NaN, are not divided."
+    "Logits over the temperature, the largest 0; excluded ones are not divided: their derivative would be NaN."
     shifted = logits - logits.detach().amax(-1, keepdim=True)
     out = shifted == -torch.inf
     return (shifted.masked_fill(out, 0.) / temperature).masked_fill(out, -torch.inf)
 
+# %% ../nbs/06_learnable_temp.ipynb #1601d414
 @patch
 def _candidates(self: LearnableSampling, tempered):
     "As many of the largest logits as the gate could ever keep."
     v = tempered.shape[-1]
-    if self.starts["top_k"] >= v: warnings.warn(f"`top_k` starts at {self.starts['top_k']:g} of {v} tokens: it keeps them all, and cannot learn.")
+    if self.starts["top_k"] >= v:
+        warnings.warn(f"`top_k` starts at {self.starts['top_k']:g} of {v} tokens: it keeps them all, and "
+                      f"cannot learn.")
     ids, best = _top_k(tempered, min(v, math.ceil(self.bounds("top_k")[1]) + 1))
     return best, ids
 
+# %% ../nbs/06_learnable_temp.ipynb #ed99cb7a
 @patch
 def _gate(self: LearnableSampling, x, values):
     "Log-weights after the soft gates."
-    out = x
-    if "top_k" in values: out = out + torch.nn.functional.logsigmoid(self.sharpness * (x - top_k_threshold(x, values["top_k"])))
-    if "min_p" in values: out = out + torch.nn.functional.logsigmoid(self.sharpness * (x - min_p_threshold(x, values["min_p"])))
+    out, gate = x, lambda threshold: torch.nn.functional.logsigmoid(self.sharpness * (x - threshold))
+    if "top_k" in values: out = out + gate(top_k_threshold(x, values["top_k"]))
+    if "min_p" in values: out = out + gate(min_p_threshold(x, values["min_p"]))
     return out
 
+# %% ../nbs/06_learnable_temp.ipynb #757d7eeb
 @patch
 def _filter(self: LearnableSampling, x, values):
     "The same with hard gates."
     out = x
     if "top_k" in values:
         rank = torch.arange(x.shape[-1], device=x.device)  # among equal logits the first ones stay
-        out = out.masked_fill((x < top_k_threshold(x, values["top_k"])) | (rank >= values["top_k"].ceil()), -torch.inf)
+        gone = (x < top_k_threshold(x, values["top_k"])) | (rank >= values["top_k"].ceil())
+        out = out.masked_fill(gone, -torch.inf)
     if "min_p" in values: out = out.masked_fill(x < min_p_threshold(x, values["min_p"]), -torch.inf)
     return out
 
 # %% ../nbs/06_learnable_temp.ipynb #bf6bc0bd
 WEIGHTS, CONFIG = "learnable_sampling.safetensors", "learnable_sampling.json"  # Beside the model
 
+# %% ../nbs/06_learnable_temp.ipynb #9aac8b74
 @patch
 def save_pretrained(
     self: LearnableSampling,
@@ -198,22 +227,25 @@ def save_pretrained(
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     save_file({k: v.detach().contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS)
 
+# %% ../nbs/06_learnable_temp.ipynb #3393e6a0
 @patch
 def load_saved(
     self: LearnableSampling,
-    folder: str | Path,  # That `save_pretrained` wrote
+    folder: str | Path,  # That save_pretrained wrote
 ):
     "Read the weights back."
     from safetensors.torch import load_file
     self.load_state_dict(load_file(Path(folder) / WEIGHTS))
 
+# %% ../nbs/06_learnable_temp.ipynb #2bc33e24
 @patch(cls_method=True)
 def from_pretrained(
     cls: LearnableSampling,
-    folder: str | Path,  # That `save_pretrained` wrote
+    folder: str | Path,  # That save_pretrained wrote
 ) -> LearnableSampling:
     "The module as it was saved."
-    if not (Path(folder) / CONFIG).is_file(): raise FileNotFoundError(f"{folder} holds no {CONFIG}; `save_pretrained` writes it.")
+    if not (Path(folder) / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} holds no {CONFIG}; `save_pretrained` writes it.")
     made = cls(**json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")))
     made.load_saved(folder)
     return made

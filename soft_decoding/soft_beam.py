@@ -7,7 +7,7 @@ __all__ = ['Children', 'token_children', 'equal_mass', 'Cells', 'Branch', 'Colla
            'soft_beam_decode']
 
 # %% ../nbs/05_soft_beam.ipynb #0abc2e27
-import copy, difflib, inspect, math
+import copy, inspect, math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -34,9 +34,9 @@ from .trace import SoftTrace
 @dataclass
 class Children:
     "What beams may become: `c` children of each of `r` beams."
-    log_p: Tensor  # What a child adds to the score, nats `(r, c)`; -inf: there is no such child
-    token: Tensor  # Its read-out, `(r, c)`
-    group: Tensor | None = None  # The child that each entry of the support belongs to, `(r, k)`; None: children are tokens
+    log_p: Tensor  # What a child adds to the score, nats (r, c); -inf: there is no such child
+    token: Tensor  # Its read-out, (r, c)
+    group: Tensor | None = None  # The child that each entry of the support belongs to, (r, k); None: children are tokens
 
     def pad(
         self,
@@ -49,8 +49,8 @@ class Children:
 
 # %% ../nbs/05_soft_beam.ipynb #0dd7398c
 def token_children(
-    log_p: Tensor,  # Of each entry of the support, nats `(r, k)`
-    ids: Tensor | None = None,  # The support `(r, k)`; None: the vocabulary in order
+    log_p: Tensor,  # Of each entry of the support, nats (r, k)
+    ids: Tensor | None = None,  # The support (r, k); None: the vocabulary in order
     keep: int | None = None,  # How many of the best; None: all
 ) -> Children:
     "One child per token."
@@ -59,6 +59,7 @@ def token_children(
     log_p, slot = _top(log_p, keep)
     return Children(log_p, slot if ids is None else ids.gather(-1, slot))
 
+# %% ../nbs/05_soft_beam.ipynb #ea08b63d
 def _whole(name, value, more=""):
     "A whole number of at least 1, as an int."
     if not isinstance(value, (int, float)) or not 1 <= value < math.inf or value != int(value):
@@ -67,9 +68,9 @@ def _whole(name, value, more=""):
 
 # %% ../nbs/05_soft_beam.ipynb #a4fa58f6
 def equal_mass(
-    dist: TokenDist,  # `(r, k)`
+    dist: TokenDist,  # (r, k)
     count: int,  # Cells, at least 1
-) -> Tensor:  # The cell of each entry, `(r, k)`; some cells may be empty
+) -> Tensor:  # The cell of each entry, (r, k); some cells may be empty
     "Cells of about equal mass, the likeliest tokens in cell 0."
     probs, order = dist.probs.sort(dim=-1, descending=True, stable=True)
     middle = probs.cumsum(-1) - probs / 2  # in [0, mass]
@@ -81,16 +82,16 @@ def equal_mass(
 class Cells:
     "Children partition the support; each is fed the distribution renormalised on its part."
     count: int | None = 2  # Cells per beam, besides those of the end tokens; 1 is soft decoding, None one token per cell
-    assign: Callable = equal_mass  # `(dist, count) -> cell of each entry (r, k)`
+    assign: Callable = equal_mass  # (dist, count) -> cell of each entry (r, k)
 
     def __post_init__(self):
         if self.count is not None: self.count = _whole("Cells.count", self.count, "; None is a token each")
 
     def children(
         self,
-        dist: TokenDist,  # Of each beam, after the filters, `(r, k)`
-        log_p: Tensor,  # Of each entry before the filters, nats `(r, k)`; -inf outside the support
-        ends: Tensor,  # Ids that are cells of their own, `(e,)`
+        dist: TokenDist,  # Of each beam, after the filters, (r, k)
+        log_p: Tensor,  # Of each entry before the filters, nats (r, k); -inf outside the support
+        ends: Tensor,  # Ids that are cells of their own, (e,)
         keep: int | None = None,  # How many children can matter, where they are tokens; None: all
     ) -> Children:
         "Log-mass and likeliest token of each cell."
@@ -113,16 +114,17 @@ class Cells:
     def _assigned(self, dist):
         "What `assign` says, checked where it is not ours."
         group = self.assign(dist, self.count)
-        if self.assign is equal_mass or group.shape == dist.probs.shape and bool(((group >= 0) & (group < self.count)).all()): return group
+        if self.assign is equal_mass or group.shape == dist.probs.shape and bool(((group >= 0) & (group < self.count)).all()):
+            return group
         raise ValueError(f"`Cells.assign` must give each entry {tuple(dist.probs.shape)} a cell in [0, {self.count}), got "
                          f"{tuple(group.shape)} in [{group.min()}, {group.max()}].")
 
     def feed(
         self,
-        dist: TokenDist,  # Of the parents, `(r, k)`
-        token: Tensor,  # Read-outs of the children that go on, `(r,)`
-        slot: Tensor,  # Their slots, `(r,)`
-        group: Tensor | None,  # As in the parents' Children, `(r, k)`
+        dist: TokenDist,  # Of the parents, (r, k)
+        token: Tensor,  # Read-outs of the children that go on, (r,)
+        slot: Tensor,  # Their slots, (r,)
+        group: Tensor | None,  # As in the parents' Children, (r, k)
     ) -> TokenDist:
         "What children are fed."
         if group is None: return TokenDist.one_hot(token, dist.probs.dtype)
@@ -139,7 +141,8 @@ class Branch:
 
     def __post_init__(self):
         if not isinstance(self.share, (int, float)) or not 0 < self.share <= 1:
-            raise ValueError(f"`Branch.share` must be in (0, 1] (at 0 all children are fed the same), got {self.share!r}.")
+            raise ValueError(
+                f"`Branch.share` must be in (0, 1] (at 0 all children are fed the same), got {self.share!r}.")
 
     def children(self, dist: TokenDist, log_p: Tensor, ends: Tensor, keep: int | None = None) -> Children:
         "One child per token."
@@ -224,6 +227,7 @@ def _children(self: _BeamSearch, state, info):
     if self.think is not None: children = self._discrete(children, state, info, keep)
     return children.pad(-(-self.width // self.n))
 
+# %% ../nbs/05_soft_beam.ipynb #59c789c1
 @patch
 def _discrete(self: _BeamSearch, soft, state, info, keep):
     "Rows that do not think have one child per token; a forced token is the only one."
@@ -255,6 +259,7 @@ def _rank(self: _BeamSearch, children, step, at):
     ids[:, :, at] = children.token[row, slot]
     return scores, ids, paths
 
+# %% ../nbs/05_soft_beam.ipynb #7de5b113
 @patch
 def _hits(self: _BeamSearch, best, state, info, at):
     "Candidates that a stopping rule ends, `(b, width)`; a rule that must not see the span is told where it is."
@@ -265,6 +270,7 @@ def _hits(self: _BeamSearch, best, state, info, at):
         info = replace(info, think_state=think_state)
     return self.stopping(ids, info if getattr(self.stopping, "needs_info", False) else None).view(self.batch, self.width)
 
+# %% ../nbs/05_soft_beam.ipynb #c0f842ea
 @patch
 def _advance(self: _BeamSearch, best, hits, at):
     "The best unfinished candidates go on; the finished ones compete with those before."
@@ -278,8 +284,10 @@ def _advance(self: _BeamSearch, best, hits, at):
         top_num_beam_mask=self.top, cur_len=at, decoder_prompt_len=self.prompt, length_penalty=self.penalty,
         early_stopping=self.early)
 
+# %% ../nbs/05_soft_beam.ipynb #f21f59c1
 def _unpacked(sequences): return sequences[:, :, -2].contiguous().view(torch.float64)
 
+# %% ../nbs/05_soft_beam.ipynb #e715c170
 @patch
 def _finish(self: _BeamSearch, hits, length):
     "Mark prompts that cannot go on, and all of them when none can improve."
@@ -324,6 +332,7 @@ def _begin_segment(self: _BeamSearch, state, info):
     _check_rebuild(self.model, state, cache)
     self.past = (state.history if cache is None else copy.deepcopy(cache), torch.arange(len(state.done), device=state.done.device))
 
+# %% ../nbs/05_soft_beam.ipynb #7db9d8a2
 @patch
 def _fold(self: _BeamSearch, state, length):
     "At the end of a segment, all beams of a prompt become one."
@@ -343,18 +352,21 @@ def _fold(self: _BeamSearch, state, length):
     rows = (torch.arange(self.batch, device=lead.device)[:, None] * self.n + lead).flatten()
     return self._rebuild(state.reorder(rows), soft, rows, folds)
 
+# %% ../nbs/05_soft_beam.ipynb #d53a58b7
 @patch
 def _expected(self: _BeamSearch, state, weights):
     "The score-weighted next-token distribution of the beams, `(b, v)`; leaves a cache that is replaced."
     logits, _ = forward(self.model, state)
     return torch.einsum("bn,bnv->bv", weights, logits.softmax(-1).to(weights.dtype).view(self.batch, self.n, -1))
 
+# %% ../nbs/05_soft_beam.ipynb #ffab1ac8
 def _merged(ids, weights):
     "Mixtures on ids that may repeat: the first of equals has the weight of all."
     same = ids.unsqueeze(-1) == ids.unsqueeze(-2)  # (b, L, n, n)
     first = ~same.tril(-1).any(-1)
     return TokenDist(ids, (same * weights.unsqueeze(-2)).sum(-1) * first)
 
+# %% ../nbs/05_soft_beam.ipynb #865daa44
 @patch
 def _rebuild(self: _BeamSearch, state, soft, rows, folds):
     "The state before the segment with the mixtures `(r, L)` as pending inputs; of one step, nothing has been fed yet."
@@ -368,12 +380,14 @@ def _rebuild(self: _BeamSearch, state, soft, rows, folds):
     kwargs = replace_cache(state.model_kwargs, past)
     return replace(state, soft=None, unseen=steps, model_kwargs=dict(kwargs, inputs_embeds=embeds))
 
+# %% ../nbs/05_soft_beam.ipynb #d526b08c
 def _check_rebuild(model, state, cache):
     "Raise for a model that cannot take several mixtures at once on top of a cache."
     if prompt_learner(model) is not None or cache is not None and is_stateful(cache) or getattr(text_config(model), "hidden_size_per_layer_input", None):
         raise NotImplementedError(f"{type(model).__name__} cannot rebuild its cache from several mixtures at once; use "
                                   "`Collapse(1)` without `measure`.")
 
+# %% ../nbs/05_soft_beam.ipynb #ae531a7e
 @patch
 def _retrace(self: _BeamSearch, soft, folds):
     "What folded prompts were fed after all."
@@ -386,10 +400,10 @@ def _retrace(self: _BeamSearch, soft, folds):
 
 # %% ../nbs/05_soft_beam.ipynb #18bab5c5
 def perturb_children(
-    parent: Tensor,  # Noisy log-probability of each beam, `(r, 1)`
-    log_p: Tensor,  # Log-probabilities of its children, summed from the start, nats `(r, c)`
-    noise: Tensor,  # Standard Gumbel, `(r, c)`
-) -> Tensor:  # Noisy log-probabilities of the children, `(r, c)`; the largest is the parent's
+    parent: Tensor,  # Noisy log-probability of each beam, (r, 1)
+    log_p: Tensor,  # Log-probabilities of its children, summed from the start, nats (r, c)
+    noise: Tensor,  # Standard Gumbel, (r, c)
+) -> Tensor:  # Noisy log-probabilities of the children, (r, c); the largest is the parent's
     "Gumbel noise for children, given their parent's."
     z = log_p + noise
     v = parent - z + (-torch.expm1(z - z.amax(-1, keepdim=True))).log()  # Appendix B.3, kool2019stochastic
@@ -401,29 +415,30 @@ class SoftBeamOutput(CacheNames, GenerateBeamDecoderOnlyOutput):
     "What `generate` returns for a beam search, the best beam of a prompt first."
     trace: SoftTrace | None = None  # What the returned beams were fed, step by step
     perturbed: Tensor | None = None  # Noisy log-probabilities by which stochastic beams rank; their scores are the plain ones, -inf where there is no beam
-    divergence: Tensor | None = None  # KL, nats, of each measured fold: `(folds, prompts)`, NaN where a prompt did not fold
+    divergence: Tensor | None = None  # KL, nats, of each measured fold: (folds, prompts), NaN where a prompt did not fold
 
 # %% ../nbs/05_soft_beam.ipynb #c9b592fa
 def soft_beam_decode(
-    model,  # `generate` passes itself
-    input_ids: Tensor | None = None,  # `(b * n, t)`, each prompt `num_beams` times
+    model,  # generate passes itself
+    input_ids: Tensor | None = None,  # (b * n, t), each prompt num_beams times
     logits_processor=None,  # As `generate` made them
     stopping_criteria=None,  # As `generate` made them
     generation_config=None,  # As `generate` made it; `num_beams` is n
     *,
     beams: Cells | Branch | Collapse = Cells(),  # What the children of a beam are
-    sampling: Callable | None = None,  # Mixing filters; None: from the generation config, whatever `do_sample` says
+    sampling: Callable | None = None,  # Mixing filters; None: from the generation config, whatever do_sample says
     think: Think | None = None,  # Where to be soft; None: everywhere. Elsewhere it is beam search
     stochastic: bool = False,  # Draw beams without replacement instead of keeping the best
-    generator: torch.Generator | list | None = None,  # For `stochastic`: one for all prompts, or one per prompt
+    generator: torch.Generator | list | None = None,  # For stochastic: one for all prompts, or one per prompt
     stop_while_thinking: bool = False,  # Whether stopping rules see and count what is read out in a span that can close
     tokenizer=None,  # For text in `think`
     trace_k: int = 16,  # Entries of each belief to keep; 0 for no trace
     progress: bool = False,  # Show a progress bar
-    **model_kwargs,  # As `generate` prepared them: mask, positions, cache
-) -> "SoftBeamOutput | Tensor":  # As `generate`: ids, or with `return_dict_in_generate` everything
+    **model_kwargs,  # As generate prepared them: mask, positions, cache
+) -> "SoftBeamOutput | Tensor":  # As generate: ids, or with return_dict_in_generate everything
     "Soft beam search for `model.generate(..., num_beams=n, custom_generate=soft_beam_decode)`."
-    if not hasattr(generation_config, "_pad_token_tensor"): return through_generate(soft_beam_decode, locals())
+    if not hasattr(generation_config, "_pad_token_tensor"):
+        return through_generate(soft_beam_decode, locals())
     embedding, config = check_model(model), generation_config
     _check_beams(config, beams, stochastic, generator, trace_k)
     check_options(soft_beam_decode, model, model_kwargs, soft_decode)
@@ -452,6 +467,7 @@ class _LogSoftmax:
         if self.greedy: return self.processors(input_ids, logits).log_softmax(-1)
         return self.processors(input_ids, logits.log_softmax(-1))
 
+# %% ../nbs/05_soft_beam.ipynb #82698c3e
 def _check_beams(config, beams, stochastic, generator, trace_k):
     "Refuse what soft beams would have to ignore."
     one = copy.copy(config)
@@ -461,14 +477,19 @@ def _check_beams(config, beams, stochastic, generator, trace_k):
         raise TypeError(f"`beams` must be a `Cells`, `Branch` or `Collapse`, got {beams!r}.")
     if trace_k < 0: raise ValueError(f"`trace_k` must be at least 0 (0 keeps no trace), got {trace_k}.")
     if config.do_sample:
-        raise ValueError("`do_sample` must be False for soft beams, got True; `stochastic=True` draws beams without replacement.")
-    if not stochastic and generator is not None: raise ValueError("`generator` is for `stochastic=True`; nothing else is drawn.")
+        raise ValueError("`do_sample` must be False for soft beams, got True; `stochastic=True` draws "
+                         "beams without replacement.")
+    if not stochastic and generator is not None:
+        raise ValueError("`generator` is for `stochastic=True`; nothing else is drawn.")
     if not stochastic: return
-    if isinstance(beams, Collapse): raise ValueError(f"`stochastic` beams are drawn one by one, got {beams}, which merges them.")
+    if isinstance(beams, Collapse):
+        raise ValueError(f"`stochastic` beams are drawn one by one, got {beams}, which merges them.")
     for name, off in (("length_penalty", (0, 1)), ("early_stopping", (False,))):
         if getattr(config, name) not in off:
-            raise ValueError(f"`{name}` must be left out for stochastic beams, which rank by noise, got {getattr(config, name)}.")
+            raise ValueError(f"`{name}` must be left out for stochastic beams, which rank by noise, got "
+                             f"{getattr(config, name)}.")
 
+# %% ../nbs/05_soft_beam.ipynb #85e1cd05
 def _end_ids(config, think, embedding):
     "Tokens that end a sequence or a think span."
     ends = [] if config._eos_token_tensor is None else config._eos_token_tensor.tolist()
@@ -476,6 +497,7 @@ def _end_ids(config, think, embedding):
     check_ids("Think", [*(think.start or []), *(think.end or [])], embedding)
     return list(dict.fromkeys(ends + list(think.end or [])[-1:]))
 
+# %% ../nbs/05_soft_beam.ipynb #348cb429
 def _stopping(model, embedding, state, criteria, config, filler=None):
     "What finishes a candidate, and how many steps there are."
     n, eos, room = config.num_beams or 1, config._eos_token_tensor, check_prompt(model, embedding, state)
@@ -505,6 +527,7 @@ def output(self: _BeamSearch, state, embedding):
         divergence=torch.stack(self.divergence) if self.divergence else None,
         trace=self._trace(ids, paths, embedding) if self.trace_k else None, **{k: column(k) for k in self.keep})
 
+# %% ../nbs/05_soft_beam.ipynb #38af2308
 @patch
 def _trace(self: _BeamSearch, ids, paths, embedding):
     "A beam is row `paths[:, s]` when step `s` begins, and `paths[:, s + 1]` when it is fed; its last token is not fed."
