@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .dist import TokenDist, _normalise, _top_k, logits_entropy
+from .dist import TokenDist, logits_entropy, softmax_in_place, top_k_logits
 
 # %% ../nbs/06_learnable_temp.ipynb #5d4d95f5
 def bounded(
@@ -165,9 +165,9 @@ def forward(
     entropy, ids = TokenDist(None, tempered.softmax(-1)).entropy(), None
     if "top_k" in values: tempered, ids = self._candidates(tempered)
     soft = self._gate(tempered, values)
-    if not self.hard or len(values) == 1: return TokenDist(ids, _normalise(soft)), entropy
-    with torch.no_grad(): kept = _normalise(self._filter(tempered, values))
-    probs = _normalise(soft)
+    if not self.hard or len(values) == 1: return TokenDist(ids, softmax_in_place(soft)), entropy
+    with torch.no_grad(): kept = softmax_in_place(self._filter(tempered, values))
+    probs = softmax_in_place(soft)
     return TokenDist(ids, kept + (probs - probs.detach())), entropy
 
 # %% ../nbs/06_learnable_temp.ipynb #69cc232e
@@ -186,7 +186,7 @@ def _candidates(self: LearnableSampling, tempered):
     if self.starts["top_k"] >= v:
         warnings.warn(f"`top_k` starts at {self.starts['top_k']:g} of {v} tokens: it keeps them all, and "
                       f"cannot learn.")
-    ids, best = _top_k(tempered, min(v, math.ceil(self.bounds("top_k")[1]) + 1))
+    ids, best = top_k_logits(tempered, min(v, math.ceil(self.bounds("top_k")[1]) + 1))
     return best, ids
 
 # %% ../nbs/06_learnable_temp.ipynb #ed99cb7a

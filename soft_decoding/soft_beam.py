@@ -22,10 +22,10 @@ from .cache import cache_of, is_stateful, replace_cache
 from .decode import (
     AnswerRules, CacheNames, ContextLimit, bound_think, cache_field, check_config, check_ids, check_options, check_prompt, eval_mode,
     soft_decode, span_filler, split_filters, stopping_limits, through_generate)
-from .dist import TokenDist, _top, step_generators
+from .dist import TokenDist, top_entries, step_generators
 from .gumbel import gumbel_noise
 from .rollout import (
-    Phase, State, check_model, check_plugs, feed_readout, forward, prompt_learner, slim_info, soft_rollout, text_config)
+    Phase, State, check_model, check_plugs, check_reorder, feed_readout, forward, prompt_learner, slim_info, soft_rollout, text_config)
 from .soft_embed import SoftToken, mix_embeds
 from .think import Think
 from .trace import SoftTrace
@@ -56,7 +56,7 @@ def token_children(
     "One child per token."
     if keep is None or keep >= log_p.shape[-1]:
         return Children(log_p, torch.arange(log_p.shape[-1], device=log_p.device).expand(log_p.shape) if ids is None else ids)
-    log_p, slot = _top(log_p, keep)
+    log_p, slot = top_entries(log_p, keep)
     return Children(log_p, slot if ids is None else ids.gather(-1, slot))
 
 # %% ../nbs/05_soft_beam.ipynb #ea08b63d
@@ -99,7 +99,7 @@ class Cells:
         group, count = self._groups(dist, ends)
         inside = group.unsqueeze(1) == torch.arange(count, device=group.device)[:, None]  # (r, c, k)
         own = log_p.unsqueeze(1).masked_fill(~inside, -math.inf)
-        return Children(own.logsumexp(-1), dist._at(own.argmax(-1)), group)
+        return Children(own.logsumexp(-1), dist.ids_at(own.argmax(-1)), group)
 
     def _groups(self, dist, ends):
         "The cell of each entry, and how many cells there are."
@@ -440,6 +440,7 @@ def soft_beam_decode(
     if not hasattr(generation_config, "_pad_token_tensor"):
         return through_generate(soft_beam_decode, locals())
     embedding, config = check_model(model), generation_config
+    check_reorder(model)
     _check_beams(config, beams, stochastic, generator, trace_k)
     check_options(soft_beam_decode, model, model_kwargs, soft_decode)
     think = bound_think(think, tokenizer)
