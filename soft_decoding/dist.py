@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TokenDist', 'softmax_in_place', 'top_entries', 'check_sampling', 'top_k_logits', 'keep_top_p', 'keep_min_p',
-           'invalid_rows', 'mk_proba_dist', 'by_row', 'step_generators', 'exponential_noise', 'logits_entropy',
+           'invalid_rows', 'mk_proba_dist', 'noise_rows', 'step_generators', 'exponential_noise', 'logits_entropy',
            'Sampling']
 
 # %% ../nbs/00_dist.ipynb #9523b651
@@ -443,7 +443,7 @@ def snap(
     return TokenDist(self.ids, n / n.sum(-1, keepdim=True) + (self.probs - probs))
 
 # %% ../nbs/00_dist.ipynb #1acba5b5
-def by_row(noise, generator):
+def noise_rows(noise, generator):
     "Pairs of a part of `noise` and the generator that fills it: all at once, or row by row."
     if not isinstance(generator, (list, tuple)): return [(noise, generator)]
     if len(generator) != len(noise):
@@ -461,7 +461,7 @@ def sample(
     heights = self.probs.detach().cumsum(-1, dtype=wide).contiguous()
     total = heights[..., -1:]
     u = torch.empty_like(total)
-    for part, g in by_row(u, generator): part.uniform_(generator=g)
+    for part, g in noise_rows(u, generator): part.uniform_(generator=g)
     u = torch.minimum(u * total, total.nextafter(torch.zeros_like(total)))  # below the total, also after rounding
     slot = torch.searchsorted(heights, u, right=True).clamp_max(heights.shape[-1] - 1)
     return self.ids_at(slot).squeeze(-1)
@@ -494,7 +494,7 @@ def exponential_noise(
 ) -> Tensor:  # Exp(1) draws, strictly positive
     "Exponential noise; with one generator per row, a row's draw does not depend on its neighbours."
     noise = torch.empty_like(like)
-    for part, g in by_row(noise, generator): part.exponential_(generator=g)
+    for part, g in noise_rows(noise, generator): part.exponential_(generator=g)
     return noise.clamp_min_(torch.finfo(noise.dtype).eps / 2)
 
 # %% ../nbs/00_dist.ipynb #9de13705

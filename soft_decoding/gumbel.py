@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from .dist import TokenDist, by_row, exponential_noise
+from .dist import TokenDist, exponential_noise, noise_rows
 from .soft_embed import SoftToken, mix_embeds, plain_mixer
 
 # %% ../nbs/04_gumbel.ipynb #f2c183ff
@@ -253,7 +253,7 @@ def log_prob(self: DirichletMixer, draw: dict, dist: TokenDist) -> Tensor:
 def _log_gamma(a, generator):
     "Logarithms of Gamma(a) draws, also for tiny `a`."
     per_row = isinstance(generator, (list, tuple))
-    parts = zip(by_row(torch.empty_like(a), generator), a if per_row else [a])
+    parts = zip(noise_rows(torch.empty_like(a), generator), a if per_row else [a])
     draws = [torch._standard_gamma(rate + 1, generator=g).log()
              - _over(torch.empty_like(rate).exponential_(generator=g), rate) for (_, g), rate in parts]
     return torch.stack(draws) if per_row else draws[0]
@@ -282,7 +282,7 @@ def __call__(self: GaussianMixer, dist: TokenDist, ctx) -> SoftToken:
     if self._last is None: raise ValueError("`embedding` must be given, or come with the step.")
     mean = mix_embeds(dist, self._last)
     noise = torch.empty_like(mean, dtype=torch.promote_types(mean.dtype, torch.float32))
-    for part, g in by_row(noise, getattr(ctx, "generator", None)): part.normal_(generator=g)
+    for part, g in noise_rows(noise, getattr(ctx, "generator", None)): part.normal_(generator=g)
     plain, sigma = plain_mixer(dist, ctx), self._spread()
     fed = mean + (sigma * noise).to(mean.dtype)
     scale = fed.new_full(plain.token.shape, sigma, dtype=torch.float64)
