@@ -136,4 +136,4 @@ if __name__ == '__main__':
     sees_faults(args.timeout)
     pages, problems = check(args.folder, args.timeout)
     print(*problems, f'{len(pages)} pages at {len(WIDTHS)} widths in {len(THEMES)} themes, {len(problems)} problems', sep='\n')
-    sys.exit(bool(problems))
+    sys.exit(bool(problems) or not pages)
