@@ -20,8 +20,10 @@ function rgb(color) {  // red, green, blue in 0 to 255 and alpha
 function ground(node, view) {  // the colour behind `node`, its parents' colours blended in
   const layers = []
   for (let n = node; n; n = n.parentElement) layers.unshift(rgb(view.getComputedStyle(n).backgroundColor))
-  const dark = view.matchMedia('(prefers-color-scheme: dark)').matches && view.getComputedStyle(view.document.documentElement).colorScheme.includes('dark')
-  return layers.reduce((below, [r, g, b, a]) => [r, g, b].map((c, i) => a * c + (1 - a) * below[i]), dark ? [18, 18, 18] : [255, 255, 255])
+  const schemes = view.getComputedStyle(view.document.documentElement).colorScheme
+  const dark = view.matchMedia('(prefers-color-scheme: dark)').matches && schemes.includes('dark')
+  const blend = (below, [r, g, b, a]) => [r, g, b].map((c, i) => a * c + (1 - a) * below[i])
+  return layers.reduce(blend, dark ? [18, 18, 18] : [255, 255, 255])
 }
 
 function contrast(one, two) {  // as WCAG 2 defines it
@@ -41,14 +43,15 @@ function tooWide(doc, view, width) {
   if (doc.documentElement.scrollWidth <= width) return []
   const out = [...doc.body.querySelectorAll('*')].filter(n => n.getBoundingClientRect().right > width + 1 && !scrolls(n, view))
   const deepest = out.filter(n => !out.some(m => m !== n && n.contains(m))).slice(0, 3)
-  return [`the page is ${doc.documentElement.scrollWidth} wide: ${deepest.map(n => `<${n.localName}> ${shorten(n.textContent)}`).join('; ')}`]
+  const named = deepest.map(n => `<${n.localName}> ${shorten(n.textContent)}`).join('; ')
+  return [`the page is ${doc.documentElement.scrollWidth} wide: ${named}`]
 }
 
 const cutOff = doc => [...doc.querySelectorAll('pre.sourceCode')]
   .filter(p => !p.closest('.cell-output') && p.scrollWidth > p.clientWidth + 1).map(p => `code is cut off: ${shorten(p.textContent)}`)
 
 const pictures = doc => [...doc.images].flatMap((img, i) => [
-  ...(img.naturalWidth || !img.src.startsWith(location.origin) ? [] : [`picture ${i + 1} does not load: ${img.getAttribute('src').slice(0, 60)}`]),
+  ...(img.naturalWidth || !img.src.startsWith(location.origin) ? [] : [`picture ${i + 1} does not load: ${shorten(img.src)}`]),
   ...(img.alt.trim() ? [] : [`picture ${i + 1} has no alt text`])])
 
 function unreadable(doc, view) {
@@ -74,8 +77,10 @@ function rawMarkup(doc) {
 
 function measure(page, width, frame) {
   const doc = frame.contentDocument, view = frame.contentWindow
-  return {page, width, ids: [...doc.querySelectorAll('[id]')].map(n => n.id), links: [...doc.querySelectorAll('a[href]')].map(a => a.getAttribute('href')),
-          problems: [...tooWide(doc, view, width), ...cutOff(doc), ...pictures(doc), ...unreadable(doc, view), ...rawMarkup(doc)]}
+  const ids = [...doc.querySelectorAll('[id]')].map(n => n.id)
+  const links = [...doc.querySelectorAll('a[href]')].map(a => a.getAttribute('href'))
+  const problems = [tooWide(doc, view, width), cutOff(doc), pictures(doc), unreadable(doc, view), rawMarkup(doc)].flat()
+  return {page, width, ids, links, problems}
 }
 
 async function walk() {

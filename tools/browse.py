@@ -11,9 +11,10 @@ WIDTHS = 1280, 390
 THEMES = dict(light='', dark='--blink-settings=preferredColorScheme=0')
 WALKER = Path(__file__).with_name('browse.js').read_text(encoding='utf-8')
 BROKEN = """<!doctype html><html lang="en"><main><p>Raw [text](page.html).</p><p style="color: #ccc; background: #fff">Pale</p>
-<pre class="sourceCode" style="overflow: auto"><code>CODE</code></pre><div style="width: 2000px">Wide</div><img src="none.png"><a href="none.html">1</a>
-<a href="#none">2</a><script>console.error("an error")</script></main></html>""".replace('CODE', 'long' * 100)
-FAULTS = ('the page is', 'cut off', 'without contrast', 'does not load', 'no alt text', 'raw markup', 'no page for', 'no anchor for', 'an error')
+<pre class="sourceCode" style="overflow: auto"><code>CODE</code></pre><div style="width: 2000px">Wide</div><img src="none.png">
+<a href="none.html">1</a><a href="#none">2</a><script>console.error("an error")</script></main></html>""".replace('CODE', 'long' * 100)
+FAULTS = ('the page is', 'cut off', 'without contrast', 'does not load', 'no alt text', 'raw markup', 'no page for', 'no anchor for',
+          'an error')
 CONSOLE = re.compile(r':CONSOLE[:(]\d+\)?\] (".*)')
 
 
@@ -52,8 +53,9 @@ def serve(folder):
 
 def chromium(address, theme, *options, profile, log):
     "A headless Chromium at `address`, as a process."
-    flags = ['--headless=new', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run', '--disable-extensions', '--hide-scrollbars',
-             '--disable-background-networking', '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1', '--enable-logging=stderr', f'--user-data-dir={profile}', THEMES[theme]]
+    flags = ['--headless=new', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run', '--disable-extensions',
+             '--hide-scrollbars', '--disable-background-networking', '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1',
+             '--enable-logging=stderr', f'--user-data-dir={profile}', THEMES[theme]]
     if os.geteuid() == 0: flags.append('--no-sandbox')  # it refuses to start as root otherwise
     return subprocess.Popen([browser(), *filter(None, flags), *options, address], stdout=subprocess.DEVNULL, stderr=log)
 
@@ -134,4 +136,4 @@ if __name__ == '__main__':
     sees_faults(args.timeout)
     pages, problems = check(args.folder, args.timeout)
     print(*problems, f'{len(pages)} pages at {len(WIDTHS)} widths in {len(THEMES)} themes, {len(problems)} problems', sep='\n')
-    sys.exit(bool(problems))
+    sys.exit(bool(problems) or not pages)

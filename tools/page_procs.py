@@ -69,3 +69,15 @@ class page_links(Processor):
         for cell, after in zip(self.nb.cells, self.nb.cells[1:]):
             if not printed_twice(cell, after): continue
             for output in cell.outputs: output['data']['text/markdown'] = without_signature(output['data']['text/markdown'])
+
+
+if __name__ == '__main__':  # what must be linked, what must not, and what a signature must lose
+    words = '`soft_generate`, `generate`, `forward`, `Think.end`, [`x`](y)\n\n# `Think`\n\n```python\n# `Think`\n```\n'
+    wanted = words.replace('`soft_generate`', '[`soft_generate`](../decode.html#soft_generate)')
+    wanted = wanted.replace('`Think.end`', '[`Think.end`](../think.html#think)')
+    assert linked(words, 'research/page.ipynb') == wanted, linked(words, 'research/page.ipynb')
+    code = '```python\ndef f(\n    a:__main__.B=B(by=<function g at 0x7f3461ac8680>), # `B`\n    c:NoneType=None\n):\n```'
+    assert tidy(code) == '```python\ndef f(\n    a:B=B(by=g), # `B`\n    c=None\n):\n```', tidy(code)
+    silent = '### Phase\n\n```python\n\ndef Phase(\n    *args, **kwds\n):\n\n\n```\n\n*Where a row stands.*'
+    assert tidy(silent) == without_signature(silent) == '### Phase\n\n*Where a row stands.*', tidy(silent)
+    print('as they should be')
