@@ -36,7 +36,7 @@ class Children:
     "What beams may become: `c` children of each of `r` beams."
     log_p: Tensor  # What a child adds to the score, nats (r, c); -inf: there is no such child
     token: Tensor  # Its read-out, (r, c)
-    group: Tensor | None = None  # The child that each entry of the support belongs to, (r, k); None: children are tokens
+    group: Tensor | None = None  # Child of each entry of the support, (r, k); None: children are tokens
 
     def pad(
         self,
@@ -55,7 +55,8 @@ def token_children(
 ) -> Children:
     "One child per token."
     if keep is None or keep >= log_p.shape[-1]:
-        return Children(log_p, torch.arange(log_p.shape[-1], device=log_p.device).expand(log_p.shape) if ids is None else ids)
+        if ids is None: ids = torch.arange(log_p.shape[-1], device=log_p.device).expand(log_p.shape)
+        return Children(log_p, ids)
     log_p, slot = top_entries(log_p, keep)
     return Children(log_p, slot if ids is None else ids.gather(-1, slot))
 
@@ -81,7 +82,7 @@ def equal_mass(
 @dataclass
 class Cells:
     "Children partition the support; each is fed the distribution renormalised on its part."
-    count: int | None = 2  # Cells per beam, besides those of the end tokens; 1 is soft decoding, None one token per cell
+    count: int | None = 2  # Per beam, besides those of end tokens; 1: soft decoding; None: a token each
     assign: Callable = equal_mass  # (dist, count) -> cell of each entry (r, k)
 
     def __post_init__(self):
@@ -114,10 +115,10 @@ class Cells:
     def _assigned(self, dist):
         "What `assign` says, checked where it is not ours."
         group = self.assign(dist, self.count)
-        if self.assign is equal_mass or group.shape == dist.probs.shape and bool(((group >= 0) & (group < self.count)).all()):
-            return group
-        raise ValueError(f"`Cells.assign` must give each entry {tuple(dist.probs.shape)} a cell in [0, {self.count}), got "
-                         f"{tuple(group.shape)} in [{group.min()}, {group.max()}].")
+        if self.assign is equal_mass: return group
+        if group.shape == dist.probs.shape and bool(((group >= 0) & (group < self.count)).all()): return group
+        raise ValueError(f"`Cells.assign` must give each entry {tuple(dist.probs.shape)} a cell in "
+                         f"[0, {self.count}), got {tuple(group.shape)} in [{group.min()}, {group.max()}].")
 
     def feed(
         self,
@@ -150,14 +151,15 @@ class Branch:
 
     def feed(self, dist: TokenDist, token: Tensor, slot: Tensor, group: Tensor | None) -> TokenDist:
         "The token's share, and the distribution's."
-        return TokenDist.one_hot(token, dist.probs.dtype) if self.share == 1 else dist.mix_token(token, self.share)
+        if self.share == 1: return TokenDist.one_hot(token, dist.probs.dtype)
+        return dist.mix_token(token, self.share)
 
 # %% ../nbs/05_soft_beam.ipynb #f498956b
 @dataclass
 class Collapse:
     "Ordinary beams that are folded into one mixture per step."
     every: int = 1  # Steps between folds, in tokens; 1 is soft decoding with top_k = num_beams
-    measure: bool = False  # Record how far each fold moves the next-token distribution; costs one run of the model per fold
+    measure: bool = False  # Record how far folds move the next prediction; one run of the model each
 
     def __post_init__(self):
         self.every = _whole("Collapse.every", self.every)
@@ -173,16 +175,19 @@ class Collapse:
 # %% ../nbs/05_soft_beam.ipynb #2bb85952
 class _BeamSearch:
     "transformers' beam bookkeeping, as the `select` hook of `soft_rollout`."
-    def __init__(self, model, state, config, stopping, beams, *, think=None, ends=(), stochastic=False, generator=None,
-                 trace_k=0, keep=()):
+    def __init__(self, model, state, config, stopping, beams, *, think=None, ends=(), stochastic=False,
+                 generator=None, trace_k=0, keep=()):
         self.model, self.config, self.stopping, self.beams, self.think = model, config, stopping, beams, think
-        self.stochastic, self.generator, self.trace_k, self.keep, self.steps = stochastic, generator, trace_k, keep, []
+        self.stochastic, self.generator = stochastic, generator
+        self.trace_k, self.keep, self.steps = trace_k, keep, []
         self.n, self.prompt, self.length = config.num_beams or 1, state.input_ids.shape[1], config.max_length
         self.penalty, eos = 0. if stochastic else config.length_penalty, config._eos_token_tensor
-        self.batch, self.width = len(state.input_ids) // self.n, max(2, 1 + (0 if eos is None else len(eos))) * self.n
-        self.early = config.early_stopping or self.n == 1  # one beam ends where it ends, as greedy search does
+        self.batch = len(state.input_ids) // self.n
+        self.width = max(2, 1 + (0 if eos is None else len(eos))) * self.n
+        self.early = config.early_stopping or self.n == 1  # one beam ends where greedy search does
         self.ends = torch.tensor(list(ends), dtype=torch.long, device=state.input_ids.device)
-        pad = config._pad_token_tensor if self.n == 1 else config._pad_token_tensor or eos  # as transformers: 0 is not used there
+        pad = config._pad_token_tensor
+        if self.n > 1: pad = pad or eos  # as transformers: 0 is not used there
         self._tables(state.input_ids, -1 if eos is None else int(eos[0] if pad is None else pad.flatten()[0]))
 
     def _tables(self, input_ids, fill):
@@ -193,10 +198,12 @@ class _BeamSearch:
         self.scores, self.log_p = torch.full((b, n), -1e9, device=device), torch.zeros(b * n, device=device)
         self.scores[:, 0] = 0
         self.paths = torch.full((b, n, self.length - self.prompt), -1, dtype=torch.int32, device=device)
-        self.done, self.softs = torch.zeros(b * n, dtype=torch.bool, device=device), torch.ones(b * n, dtype=torch.bool, device=device)
+        self.softs = torch.ones(b * n, dtype=torch.bool, device=device)
+        self.done = torch.zeros_like(self.softs)
         self.finished = (self.sequences.clone(), torch.full_like(self.scores, -1e9), self.paths.clone(),
                          torch.zeros_like(self.scores, dtype=torch.bool))
-        self.hopeful, self.top = torch.ones(b, 1, dtype=torch.bool, device=device), torch.arange(self.width, device=device) < n
+        self.hopeful = torch.ones(b, 1, dtype=torch.bool, device=device)
+        self.top = torch.arange(self.width, device=device) < n
         self.since, self.past, self.expected, self.divergence = 0, None, None, []
 
     def __call__(self, state, info):
@@ -221,7 +228,8 @@ class _BeamSearch:
 def _children(self: _BeamSearch, state, info):
     "The children of every beam, of which there are always enough slots to choose from."
     dist, scores = state.soft.dist, info.scores
-    log_p = dist.log_probs() if self.stochastic else scores if dist.ids is None else scores.gather(-1, dist.ids)
+    if self.stochastic: log_p = dist.log_probs()
+    else: log_p = scores if dist.ids is None else scores.gather(-1, dist.ids)
     keep = None if self.stochastic else self.width
     children = self.beams.children(dist, log_p.masked_fill(dist.probs == 0, -math.inf), self.ends, keep)
     if self.think is not None: children = self._discrete(children, state, info, keep)
@@ -236,7 +244,8 @@ def _discrete(self: _BeamSearch, soft, state, info, keep):
     soft, hard, thinks = soft.pad(width), hard.pad(width), (state.phase == Phase.THINK)[:, None]
     log_p, token = torch.where(thinks, soft.log_p, hard.log_p), torch.where(thinks, soft.token, hard.token)
     _, _, forced = self.think(state.think_state, state.phase, info.entropy, info.token)
-    forced, only = torch.where(state.phase == Phase.END, forced, -1)[:, None], torch.full_like(log_p, -math.inf)
+    forced = torch.where(state.phase == Phase.END, forced, -1)[:, None]
+    only = torch.full_like(log_p, -math.inf)
     only[:, 0] = 0
     return Children(torch.where(forced < 0, log_p, only), torch.where(forced < 0, token, forced), soft.group)
 
@@ -250,9 +259,9 @@ def _rank(self: _BeamSearch, children, step, at):
         noise = gumbel_noise(log_p.view(self.batch, self.n, -1), step_generators(self.generator, step))
         total = perturb_children(parent, log_p, noise.view_as(log_p))
     scores, ids, paths = self.model._get_top_k_continuations(
-        accumulated_log_probs=total.view(self.batch, -1), running_sequences=self.sequences, running_beam_indices=self.paths,
-        cur_len=at, decoder_prompt_len=self.prompt, do_sample=False, beams_to_keep=self.width, num_beams=self.n,
-        vocab_size=total.shape[-1], batch_size=self.batch)
+        accumulated_log_probs=total.view(self.batch, -1), running_sequences=self.sequences,
+        running_beam_indices=self.paths, cur_len=at, decoder_prompt_len=self.prompt, do_sample=False,
+        beams_to_keep=self.width, num_beams=self.n, vocab_size=total.shape[-1], batch_size=self.batch)
     row, slot = paths[:, :, at - self.prompt].long(), ids[:, :, at]
     ids[:, :, -1] = slot
     if self.stochastic: ids[:, :, -2] = log_p[row, slot].double().view(torch.int64)
@@ -262,13 +271,14 @@ def _rank(self: _BeamSearch, children, step, at):
 # %% ../nbs/05_soft_beam.ipynb #7de5b113
 @patch
 def _hits(self: _BeamSearch, best, state, info, at):
-    "Candidates that a stopping rule ends, `(b, width)`; a rule that must not see the span is told where it is."
+    "Candidates that a stopping rule ends, `(b, width)`; rules that must not see the span are told of it."
     ids, parents = best[1][:, :, :at + 1].flatten(0, 1), best[2][:, :, at - self.prompt].flatten().long()
+    told = None
     if getattr(self.stopping, "needs_info", False):
-        pick = lambda x: x[parents]
-        think_state, _, _ = self.think({k: pick(v) for k, v in state.think_state.items()}, pick(state.phase), pick(info.entropy), ids[:, at])
-        info = replace(info, think_state=think_state)
-    return self.stopping(ids, info if getattr(self.stopping, "needs_info", False) else None).view(self.batch, self.width)
+        before = {k: v[parents] for k, v in state.think_state.items()}
+        think_state, _, _ = self.think(before, state.phase[parents], info.entropy[parents], ids[:, at])
+        told = replace(info, think_state=think_state)
+    return self.stopping(ids, told).view(self.batch, self.width)
 
 # %% ../nbs/05_soft_beam.ipynb #c0f842ea
 @patch
@@ -303,16 +313,19 @@ def _follow(self: _BeamSearch, state, info, children, at):
     "The state of the beams that go on, and what they are fed."
     rows = self.paths[:, :, at - self.prompt].flatten().long()
     token, slot = (self.sequences[:, :, i].flatten() for i in (at, -1))
-    group, is_soft = None if children.group is None else children.group[rows], state.phase[rows] == Phase.THINK
+    group = None if children.group is None else children.group[rows]
+    is_soft = state.phase[rows] == Phase.THINK
     soft = SoftToken(self.beams.feed(state.soft.dist[rows], token, slot, group), token)
     state = replace(state, soft=None).reorder(rows)
     if self.think is not None:
         think_state, phase, forced = self.think(state.think_state, state.phase, info.entropy[rows], token)
         is_soft = is_soft & (forced < 0)
-        soft, state = feed_readout(soft, token, is_soft, None), replace(state, think_state=think_state, phase=phase)
+        soft = feed_readout(soft, token, is_soft, None)
+        state = replace(state, think_state=think_state, phase=phase)
     if self.past is not None: self.past = (self.past[0], self.past[1][rows])
     self.softs = self.softs[rows] & is_soft
-    self.steps.append(slim_info(replace(info, token=token, is_soft=is_soft), soft, info.logits, info.outputs, self.trace_k, self.keep))
+    info_now = replace(info, token=token, is_soft=is_soft)
+    self.steps.append(slim_info(info_now, soft, info.logits, info.outputs, self.trace_k, self.keep))
     info.scores = info.logits = None  # as wide as the vocabulary
     return replace(state, soft=soft)
 
@@ -326,11 +339,12 @@ def _begin_segment(self: _BeamSearch, state, info):
         gap = (torch.special.xlogy(weighted, weighted) - weighted * log_p).sum(-1)
         self.divergence.append(torch.where(folds, gap, torch.nan))
         self.expected = None
-    needed, fold_at = self.beams.every > 1 or self.beams.measure, state.input_ids.shape[1] - 1 + self.beams.every
-    if self.since or not needed or fold_at >= self.length: return
+    fold_at = state.input_ids.shape[1] - 1 + self.beams.every
+    if self.since or self.beams.every == 1 and not self.beams.measure or fold_at >= self.length: return
     cache = cache_of(state.model_kwargs) if state.history is None else None
     _check_rebuild(self.model, state, cache)
-    self.past = (state.history if cache is None else copy.deepcopy(cache), torch.arange(len(state.done), device=state.done.device))
+    past = state.history if cache is None else copy.deepcopy(cache)
+    self.past = past, torch.arange(len(state.done), device=state.done.device)
 
 # %% ../nbs/05_soft_beam.ipynb #7db9d8a2
 @patch
@@ -348,7 +362,8 @@ def _fold(self: _BeamSearch, state, length):
     merged = torch.nn.functional.pad(self.scores.logsumexp(-1, keepdim=True), (0, self.n - 1), value=-1e9)
     self.scores = torch.where(folds[:, None], merged, self.scores)
     own, folds = self.sequences[:, :, segment].flatten(0, 1), folds.repeat_interleave(self.n)[:, None]
-    soft = feed_readout(SoftToken(dist.map(lambda x: x.repeat_interleave(self.n, 0)), own), own, folds.expand_as(own), None)
+    mixed = SoftToken(dist.map(lambda x: x.repeat_interleave(self.n, 0)), own)
+    soft = feed_readout(mixed, own, folds.expand_as(own), None)
     rows = (torch.arange(self.batch, device=lead.device)[:, None] * self.n + lead).flatten()
     return self._rebuild(state.reorder(rows), soft, rows, folds)
 
@@ -357,7 +372,8 @@ def _fold(self: _BeamSearch, state, length):
 def _expected(self: _BeamSearch, state, weights):
     "The score-weighted next-token distribution of the beams, `(b, v)`; leaves a cache that is replaced."
     logits, _ = forward(self.model, state)
-    return torch.einsum("bn,bnv->bv", weights, logits.softmax(-1).to(weights.dtype).view(self.batch, self.n, -1))
+    p = logits.softmax(-1).to(weights.dtype).view(self.batch, self.n, -1)
+    return torch.einsum("bn,bnv->bv", weights, p)
 
 # %% ../nbs/05_soft_beam.ipynb #ffab1ac8
 def _merged(ids, weights):
@@ -369,7 +385,7 @@ def _merged(ids, weights):
 # %% ../nbs/05_soft_beam.ipynb #865daa44
 @patch
 def _rebuild(self: _BeamSearch, state, soft, rows, folds):
-    "The state before the segment with the mixtures `(r, L)` as pending inputs; of one step, nothing has been fed yet."
+    "The state before the segment, with the mixtures `(r, L)` as pending inputs; of one step, none was fed."
     steps = soft.token.shape[1]
     if self.trace_k: self._retrace(soft, folds)
     if self.past is None: return replace(state, soft=soft.map(lambda x: x[:, 0]))
@@ -383,9 +399,11 @@ def _rebuild(self: _BeamSearch, state, soft, rows, folds):
 # %% ../nbs/05_soft_beam.ipynb #d526b08c
 def _check_rebuild(model, state, cache):
     "Raise for a model that cannot take several mixtures at once on top of a cache."
-    if prompt_learner(model) is not None or cache is not None and is_stateful(cache) or getattr(text_config(model), "hidden_size_per_layer_input", None):
-        raise NotImplementedError(f"{type(model).__name__} cannot rebuild its cache from several mixtures at once; use "
-                                  "`Collapse(1)` without `measure`.")
+    stateful = cache is not None and is_stateful(cache)
+    per_layer = getattr(text_config(model), "hidden_size_per_layer_input", None)
+    if prompt_learner(model) is None and not stateful and not per_layer: return
+    raise NotImplementedError(f"{type(model).__name__} cannot rebuild its cache from several mixtures at "
+                              "once; use `Collapse(1)` without `measure`.")
 
 # %% ../nbs/05_soft_beam.ipynb #ae531a7e
 @patch
@@ -414,24 +432,24 @@ def perturb_children(
 class SoftBeamOutput(CacheNames, GenerateBeamDecoderOnlyOutput):
     "What `generate` returns for a beam search, the best beam of a prompt first."
     trace: SoftTrace | None = None  # What the returned beams were fed, step by step
-    perturbed: Tensor | None = None  # Noisy log-probabilities by which stochastic beams rank; their scores are the plain ones, -inf where there is no beam
-    divergence: Tensor | None = None  # KL, nats, of each measured fold: (folds, prompts), NaN where a prompt did not fold
+    perturbed: Tensor | None = None  # Noisy scores that rank stochastic beams; -inf where there is none
+    divergence: Tensor | None = None  # KL of each measured fold, nats (folds, prompts); NaN: it did not fold
 
 # %% ../nbs/05_soft_beam.ipynb #c9b592fa
 def soft_beam_decode(
     model,  # generate passes itself
     input_ids: Tensor | None = None,  # (b * n, t), each prompt num_beams times
-    logits_processor=None,  # As `generate` made them
-    stopping_criteria=None,  # As `generate` made them
-    generation_config=None,  # As `generate` made it; `num_beams` is n
+    logits_processor=None,  # As generate made them
+    stopping_criteria=None,  # As generate made them
+    generation_config=None,  # As generate made it; num_beams is n
     *,
     beams: Cells | Branch | Collapse = Cells(),  # What the children of a beam are
-    sampling: Callable | None = None,  # Mixing filters; None: from the generation config, whatever do_sample says
+    sampling: Callable | None = None,  # Mixing filters; None: the config's, whatever do_sample says
     think: Think | None = None,  # Where to be soft; None: everywhere. Elsewhere it is beam search
     stochastic: bool = False,  # Draw beams without replacement instead of keeping the best
     generator: torch.Generator | list | None = None,  # For stochastic: one for all prompts, or one per prompt
-    stop_while_thinking: bool = False,  # Whether stopping rules see and count what is read out in a span that can close
-    tokenizer=None,  # For text in `think`
+    stop_while_thinking: bool = False,  # Whether stopping rules see and count the read-outs of a span
+    tokenizer=None,  # For text in think
     trace_k: int = 16,  # Entries of each belief to keep; 0 for no trace
     progress: bool = False,  # Show a progress bar
     **model_kwargs,  # As generate prepared them: mask, positions, cache
@@ -447,17 +465,22 @@ def soft_beam_decode(
     check_plugs(sampling=sampling, think=think)
     ends = _end_ids(config, think, embedding)
     sampling, processors = split_filters(config, logits_processor or [], sampling)
-    keep = [k for k in ("scores", "logits", "hidden_states", "attentions") if getattr(config, f"output_{k}", False)]
+    kept = ("scores", "logits", "hidden_states", "attentions")
+    keep = [k for k in kept if getattr(config, f"output_{k}", False)]
     trace_k = trace_k if config.return_dict_in_generate else 0
     with eval_mode(model):
         state = State.begin(input_ids, model_kwargs, think, model)
-        filler = None if stop_while_thinking else span_filler(model, config, state, think, stopping_criteria or [])
-        stopping, steps = _stopping(model, embedding, state, stopping_criteria or [], config, filler)
-        search = _BeamSearch(model, state, config, stopping, beams, think=think, ends=ends, stochastic=stochastic,
-                             generator=generator, trace_k=trace_k, keep=keep)
-        state, _ = soft_rollout(model, state, steps, sampling=sampling, think=None, select=search, stopping=search.stopped,
-                                processors=_LogSoftmax(processors, search.n), trace_k=0, keep=("scores", "logits", *keep), progress=progress)
-    return search.output(state, embedding) if config.return_dict_in_generate else search.output(state, embedding).sequences
+        criteria = stopping_criteria or []
+        filler = None if stop_while_thinking else span_filler(model, config, state, think, criteria)
+        stopping, steps = _stopping(model, embedding, state, criteria, config, filler)
+        search = _BeamSearch(model, state, config, stopping, beams, think=think, ends=ends,
+                             stochastic=stochastic, generator=generator, trace_k=trace_k, keep=keep)
+        state, _ = soft_rollout(
+            model, state, steps, sampling=sampling, think=None, select=search, stopping=search.stopped,
+            processors=_LogSoftmax(processors, search.n), trace_k=0, keep=("scores", "logits", *keep),
+            progress=progress)
+    out = search.output(state, embedding)
+    return out if config.return_dict_in_generate else out.sequences
 
 # %% ../nbs/05_soft_beam.ipynb #f2b1011f
 class _LogSoftmax:
@@ -506,7 +529,8 @@ def _stopping(model, embedding, state, criteria, config, filler=None):
     limit = []
     if room is not None and int(room.min()) <= steps:
         width = max(2, 1 + (0 if eos is None else len(eos))) * n
-        limit = [ContextLimit(room.expand(len(state.input_ids))[::n].repeat_interleave(width), state.input_ids.shape[1])]
+        rows = room.expand(len(state.input_ids))[::n].repeat_interleave(width)
+        limit = [ContextLimit(rows, state.input_ids.shape[1])]
     if filler is None: return StoppingCriteriaList([*criteria, *limit]), steps
     lasting = [c for c in criteria if isinstance(c, (MaxLengthCriteria, MaxTimeCriteria))]
     rules = StoppingCriteriaList(c for c in criteria if c not in lasting)
@@ -521,22 +545,27 @@ def output(self: _BeamSearch, state, embedding):
     log_p = ids[:, -2].contiguous().view(torch.float64).to(scores.dtype)
     steps = int((paths >= 0).sum(1).max())
     ids, paths = ids[:, :self.prompt + steps], paths[:, :steps]
-    column = lambda k: tuple(getattr(info, k) if k in ("scores", "logits") else info.outputs.get(k) for info in self.steps)
+    own = ("scores", "logits")
+    column = lambda k: tuple(getattr(info, k) if k in own else info.outputs.get(k) for info in self.steps)
+    plain = torch.where(scores > -1e8, log_p, -math.inf) if self.stochastic else scores
     return SoftBeamOutput(
-        sequences=ids, sequences_scores=torch.where(scores > -1e8, log_p, -math.inf) if self.stochastic else scores, beam_indices=paths,
+        sequences=ids, sequences_scores=plain, beam_indices=paths,
         perturbed=scores if self.stochastic else None, **{cache_field: cache_of(state.model_kwargs)},
         divergence=torch.stack(self.divergence) if self.divergence else None,
-        trace=self._trace(ids, paths, embedding) if self.trace_k else None, **{k: column(k) for k in self.keep})
+        trace=self._trace(ids, paths, embedding) if self.trace_k else None,
+        **{k: column(k) for k in self.keep})
 
 # %% ../nbs/05_soft_beam.ipynb #38af2308
 @patch
 def _trace(self: _BeamSearch, ids, paths, embedding):
-    "A beam is row `paths[:, s]` when step `s` begins, and `paths[:, s + 1]` when it is fed; its last token is not fed."
+    "A beam is row `paths[:, s]` as step `s` begins, `paths[:, s + 1]` when it is fed; its last token is not."
     infos, paths = [], torch.nn.functional.pad(paths.long(), (0, 1), value=-1)
     for s, info in enumerate(self.steps[:paths.shape[1] - 1]):
         (alive, here), (fed, after) = ((p >= 0, p.clamp_min(0)) for p in (paths[:, s], paths[:, s + 1]))
         token = ids[:, self.prompt + s].clamp_min(0)  # transformers fills up with -1 where there is no pad
         dist = feed_readout(SoftToken(info.belief[after], token), token, fed, None).dist
-        infos.append(replace(info, token=token, belief=dist, complete=info.complete[after] | ~fed, is_soft=info.is_soft[after] & fed,
-                             entropy=info.entropy[here] * alive, phase=torch.where(alive, info.phase[here], int(Phase.DONE))))
+        phase = torch.where(alive, info.phase[here], int(Phase.DONE))
+        complete, is_soft = info.complete[after] | ~fed, info.is_soft[after] & fed
+        infos.append(replace(info, token=token, belief=dist, complete=complete, phase=phase, is_soft=is_soft,
+                             entropy=info.entropy[here] * alive))
     return SoftTrace.from_infos(infos, embedding)
