@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from .dist import TokenDist
 from .soft_embed import SoftToken, plain_mixer
-from .rollout import Guidance, State, shift_right, context_length, forward, soft_passes, soft_rollout
+from .rollout import (
+    Guidance, State, context_length, forward, shift_right, soft_passes, soft_rollout)
 
 # %% ../nbs/03_train.ipynb #9baeb9ee
 @dataclass
@@ -30,12 +31,12 @@ class Batch:
     labels: Tensor  # -100 where no loss is asked, `(b, t)`; position j is predicted from position j - 1
     soft_mask: Tensor  # Where the input may be soft, bool `(b, t)`; never at position 0
     target_dists: TokenDist | None = None  # Distributions instead of labels, `(b, t, k)`
-    num_items_in_batch: Tensor | int | None = None  # Target tokens of the whole batch, over accumulation and processes
+    num_items_in_batch: Tensor | int | None = None  # Target tokens over accumulation and processes
     order: Tensor | None = None  # Where each position stood in what was given, `(b, t)`; None: here
 
 # %% ../nbs/03_train.ipynb #bb012037
-IN_A_BATCH = ("input_ids", "attention_mask", "labels", "soft_mask", "target_dists", "num_items_in_batch", "position_ids",
-              "token_type_ids")
+IN_A_BATCH = ("input_ids", "attention_mask", "labels", "soft_mask", "target_dists", "num_items_in_batch",
+              "position_ids", "token_type_ids")
 ONE_BY_ONE = "give the parts of a packed row as rows of their own."
 
 def _given(batch):
@@ -43,10 +44,11 @@ def _given(batch):
     given = dict(batch) if hasattr(batch, "keys") else dict(input_ids=batch)
     given = {k: v for k, v in given.items() if v is not None}
     if strange := [k for k in given if k not in IN_A_BATCH]:
-        raise ValueError(f"The batch holds `{strange[0]}`, which soft training would not look at; leave it out. "
-                         f"It knows {', '.join(IN_A_BATCH[:5])}.")
+        raise ValueError(f"The batch holds `{strange[0]}`, which soft training would not look at; leave it "
+                         f"out. It knows {', '.join(IN_A_BATCH[:5])}.")
     ids = given["input_ids"]
-    if ids.dim() != 2 or ids.shape[1] < 2: raise ValueError(f"`input_ids` must be `(b, t)` with t at least 2, got {tuple(ids.shape)}.")
+    if ids.dim() != 2 or ids.shape[1] < 2:
+        raise ValueError(f"`input_ids` must be `(b, t)` with t at least 2, got {tuple(ids.shape)}.")
     return given
 
 # %% ../nbs/03_train.ipynb #fbf5c405
@@ -56,9 +58,12 @@ def _filled(given):
     mask = given.get("attention_mask", torch.ones_like(ids))
     labels = given.get("labels")
     if labels is None: labels = ids.masked_fill(mask == 0, -100) if mask.shape == ids.shape else ids
-    out = dict(attention_mask=mask, labels=labels, soft_mask=given.get("soft_mask", torch.ones_like(ids)).bool())
+    soft = given.get("soft_mask", torch.ones_like(ids)).bool()
+    out = dict(attention_mask=mask, labels=labels, soft_mask=soft)
     for name, x in out.items():
-        if x.shape != ids.shape: raise ValueError(f"`{name}` must have the shape of `input_ids`, {tuple(ids.shape)}, got {tuple(x.shape)}.")
+        if x.shape == ids.shape: continue
+        raise ValueError(f"`{name}` must have the shape of `input_ids`, {tuple(ids.shape)}, got "
+                         f"{tuple(x.shape)}.")
     return out
 
 # %% ../nbs/03_train.ipynb #62671235
@@ -67,12 +72,14 @@ def _check_mask(mask, labels):
     first = lambda wrong: wrong.nonzero()[0, 0].item()
     if (wrong := (mask != 0) & (mask != 1)).any():
         raise ValueError(f"`attention_mask` must hold 0 and 1, row {first(wrong)} has others; {ONE_BY_ONE}")
-    if (empty := mask.sum(-1) == 0).any(): raise ValueError(f"Row {first(empty)} is empty: its `attention_mask` is all 0.")
+    if (empty := mask.sum(-1) == 0).any():
+        raise ValueError(f"Row {first(empty)} is empty: its `attention_mask` is all 0.")
     if (holes := (mask.long().diff(dim=-1) == 1).sum(-1) + mask[:, 0] > 1).any():
         raise ValueError(f"Row {first(holes)} has hidden tokens between others in its `attention_mask`; "
                          "only pads at the ends can be left out.")
     if (asked := (labels != -100) & (mask == 0)).any():
-        raise ValueError(f"Row {first(asked)} has `labels` where its `attention_mask` is 0; set them to -100.")
+        raise ValueError(f"Row {first(asked)} has `labels` where its `attention_mask` is 0; "
+                         "set them to -100.")
 
 # %% ../nbs/03_train.ipynb #0b2334c0
 def _check_positions(given, mask):
@@ -81,7 +88,8 @@ def _check_positions(given, mask):
     if positions is not None:
         counted = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
         if positions.dim() != 2 or (positions.masked_fill(mask == 0, 0) != counted).any():
-            raise ValueError(f"`position_ids` must count the tokens of each row from 0, got others; {ONE_BY_ONE}")
+            raise ValueError("`position_ids` must count the tokens of each row from 0, got others; "
+                             + ONE_BY_ONE)
     if kinds is not None and (kinds != 0).any():
         raise ValueError("`token_type_ids` other than 0 are not used in soft training; leave them out.")
 
@@ -100,7 +108,8 @@ def made_batch(
     made = _to_the_left(made)
     made.soft_mask = made.soft_mask & (made.attention_mask != 0)
     made.soft_mask[:, 0] = False
-    if (made.labels[:, 1:] == -100).all(): raise ValueError("All `labels` are -100: there is nothing to learn in this batch.")
+    if (made.labels[:, 1:] == -100).all():
+        raise ValueError("All `labels` are -100: there is nothing to learn in this batch.")
     if context is not None and (t := made.input_ids.shape[1]) > context:
         raise ValueError(f"The batch has {t} positions, the model's context {context}; shorten it.")
     return made
@@ -115,7 +124,8 @@ def _to_the_left(batch):
     "The tokens of each row moved before its pads, so that position 0 is a token."
     if batch.attention_mask[:, 0].all(): return batch
     order = (batch.attention_mask == 0).long().argsort(dim=-1, stable=True)
-    moved = {k: _take(getattr(batch, k), order) for k in ("input_ids", "attention_mask", "labels", "soft_mask")}
+    names = ("input_ids", "attention_mask", "labels", "soft_mask")
+    moved = {k: _take(getattr(batch, k), order) for k in names}
     dists = None if batch.target_dists is None else batch.target_dists.map(lambda x: _take(x, order))
     return replace(batch, **moved, target_dists=dists, order=order)
 
@@ -141,8 +151,9 @@ def training_loss(
     "Mean over the target tokens of the cross-entropy, or of KL(target || prediction)."
     targets = batch.labels[:, 1:] != -100
     count = targets.sum() if batch.num_items_in_batch is None else batch.num_items_in_batch
-    if batch.target_dists is None and logits.dtype == torch.float64:  # transformers' own would round to float32
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="sum") / count
+    if batch.target_dists is None and logits.dtype == torch.float64:  # transformers' own rounds to float32
+        predicted, asked = logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten()
+        loss = nn.functional.cross_entropy(predicted, asked, reduction="sum") / count
     elif batch.target_dists is None:
         loss = model.loss_function(logits=logits, labels=batch.labels, vocab_size=logits.shape[-1],
                                    num_items_in_batch=batch.num_items_in_batch)
@@ -163,16 +174,20 @@ def _kl(target, log_probs):
 def _guidance(batch, alpha, kind):
     "Guidance of positions 1 to t - 1."
     soft, ids = batch.soft_mask[:, 1:], batch.input_ids[:, 1:]
-    alpha = torch.as_tensor(alpha, dtype=torch.float64 if batch.target_dists is None else batch.target_dists.probs.dtype)
-    if not bool(((alpha >= 0) & (alpha <= 1)).all()): raise ValueError(f"`guidance_alpha` must be in [0, 1], got {alpha.tolist()}.")
+    dtype = torch.float64 if batch.target_dists is None else batch.target_dists.probs.dtype
+    alpha = torch.as_tensor(alpha, dtype=dtype)
+    if not bool(((alpha >= 0) & (alpha <= 1)).all()):
+        raise ValueError(f"`guidance_alpha` must be in [0, 1], got {alpha.tolist()}.")
     if alpha.dim() == 2: alpha = alpha[:, 1:]
     alpha = torch.where(soft, alpha.to(soft.device), 1.)
     if batch.target_dists is None: return Guidance(ids, alpha, kind)
     q, one = batch.target_dists[:, 1:], TokenDist.one_hot(ids, batch.target_dists.probs.dtype)
-    if q.ids is None: q = TokenDist(torch.arange(q.probs.shape[-1], device=ids.device).expand(q.probs.shape), q.probs)
+    if q.ids is None:
+        q = TokenDist(torch.arange(q.probs.shape[-1], device=ids.device).expand(q.probs.shape), q.probs)
     first = torch.zeros_like(q.probs); first[..., 0] = 1.
     pick = soft.unsqueeze(-1)
-    return Guidance(TokenDist(torch.where(pick, q.ids, one.ids), torch.where(pick, q.probs, first)), alpha, kind)
+    targets = TokenDist(torch.where(pick, q.ids, one.ids), torch.where(pick, q.probs, first))
+    return Guidance(targets, alpha, kind)
 
 # %% ../nbs/03_train.ipynb #18e48ba9
 def _span(batch, agree=None):
@@ -183,26 +198,29 @@ def _span(batch, agree=None):
 
 # %% ../nbs/03_train.ipynb #eb6ce5ec
 def _in_time(model, batch, guidance, plugs, span, grad=False):
-    "Run the soft span step by step: the fed vectors `(b, t, d)`, with `grad` the logits `(b, t, v)`, and the last info."
+    "Run the soft span step by step: fed vectors `(b, t, d)`, with `grad` logits `(b, t, v)`, and the infos."
     embedding, (first, last), ids, fed = model.get_input_embeddings(), span, batch.input_ids, []
     def keep(state, info):
         fed.append(state.soft.to_embeds(embedding))
         return replace(state, soft=replace(state.soft, embeds=fed[-1]))
     steps = (ids.shape[1] if grad else last + 1) - first
-    state = replace(State.start(model, ids[:, :first]), step=first - 1)  # steps are positions: targets, noise and draws are those of the row
+    state = replace(State.start(model, ids[:, :first]), step=first - 1)  # steps are positions of the row
     _, infos = soft_rollout(model, state, steps, guidance=guidance, grad=grad, select=keep,
                             keep=("logits",) if grad else (), trace_k=0, **plugs)
-    vectors = torch.cat([embedding(ids[:, :first]), torch.stack(fed, 1), embedding(ids[:, first + steps:])], 1)
+    outside = (embedding(ids[:, :first]), embedding(ids[:, first + steps:]))
+    vectors = torch.cat([outside[0], torch.stack(fed, 1), outside[1]], 1)
     if not grad: return vectors, None, infos
     before = model(ids[:, :first], use_cache=False).logits[:, :-1]  # of the prompt
     after = torch.stack([info.logits for info in infos], 1)
-    return vectors, torch.cat([before[..., :after.shape[-1]], after, torch.zeros_like(after[:, :1])], 1), infos
+    logits = torch.cat([before[..., :after.shape[-1]], after, torch.zeros_like(after[:, :1])], 1)
+    return vectors, logits, infos
 
 # %% ../nbs/03_train.ipynb #853d8aec
 def sequential_engine(model, batch, guidance, plugs, loss, log, *, agree=None, **options):
     "The rollout in time with its whole graph: exact values and gradients."
     if given := [k for k, v in options.items() if v is not None]:
-        raise ValueError(f"`{given[0]}` belongs to the parallel engine; the sequential one is exact without it.")
+        raise ValueError(f"`{given[0]}` belongs to the parallel engine; the sequential one is exact "
+                         "without it.")
     span = _span(batch, agree)
     vectors, logits, infos = _in_time(model, batch, guidance, plugs, span, grad=True)
     _record(log, model, batch, vectors, torch.stack([info.entropy for info in infos], 1), span[0])
@@ -210,20 +228,21 @@ def sequential_engine(model, batch, guidance, plugs, loss, log, *, agree=None, *
 
 # %% ../nbs/03_train.ipynb #d0ade3a4
 def _record(log, model, batch, vectors, entropy, first=1):
-    "What is fed at the soft positions: mean entropy (nats), and mean norm over that of the true tokens' embeddings."
+    "What is fed at soft positions: mean entropy (nats), and mean norm over that of the true tokens' vectors."
     sums = _fed_sums(model, batch, vectors, entropy, first)
     log.update(entropy=sums["entropy"] / sums["soft"], norm_ratio=sums["norms"] / sums["true_norms"])
 
 # %% ../nbs/03_train.ipynb #ca36c0e3
 def _fed_sums(model, batch, vectors, entropy, first=1):
-    "Over the soft positions: how many, entropy of what is fed (nats), its norms, and those of the true tokens' embeddings."
+    "Sums over soft positions: how many, entropy of what is fed (nats), its norms, and true tokens' norms."
     soft, entropy = batch.soft_mask, entropy.detach().float()
-    norms, true = (x.detach().float().norm(dim=-1)[soft].sum() for x in (vectors, model.get_input_embeddings()(batch.input_ids)))
+    told = model.get_input_embeddings()(batch.input_ids)
+    norms, true = (x.detach().float().norm(dim=-1)[soft].sum() for x in (vectors, told))
     return dict(soft=soft.sum(), entropy=entropy[soft[:, first:]].sum(), norms=norms, true_norms=true)
 
 # %% ../nbs/03_train.ipynb #a11ede4d
 def _hop(loss, fed, inputs, hops, tolerance, log, agree=None):
-    "The vector that multiplies dF/dtheta: `hops` terms of the series, or as many as change it by more than `tolerance`."
+    "The vector that multiplies dF/dtheta: `hops` terms, or as many as change it by more than `tolerance`."
     if hops == 0: return torch.zeros_like(inputs)
     own, = torch.autograd.grad(loss, inputs, retain_graph=True)
     if not fed.requires_grad: return torch.zeros_like(inputs)  # what is fed does not depend on parameters
@@ -282,7 +301,8 @@ def _values(model, batch, guidance, plugs, passes, tolerance, log, agree=None):
     state, exact = _teacher_forced(model, batch, guidance), span[1] - span[0] + 1
     limit = min(exact, (PASSES if passes is None else passes) - 1)
     if limit == 0: return state.soft.to_embeds(model.get_input_embeddings())
-    while len(residuals) < limit and not settled and not (tolerance and _hopeless(residuals, tolerance, limit)):
+    hopeless = lambda: bool(tolerance) and _hopeless(residuals, tolerance, limit)
+    while len(residuals) < limit and not settled and not hopeless():
         state, info = soft_passes(model, state, 1, guidance=guidance, agree=agree, **plugs)
         residuals += info.residuals
         settled = _settled(residuals, tolerance)
@@ -291,7 +311,8 @@ def _values(model, batch, guidance, plugs, passes, tolerance, log, agree=None):
     return state.soft.embeds if settled else _in_time(model, batch, guidance, plugs, span)[0]
 
 # %% ../nbs/03_train.ipynb #f650da92
-def parallel_engine(model, batch, guidance, plugs, loss, log, *, passes=None, hops=None, tolerance=None, agree=None):
+def parallel_engine(
+    model, batch, guidance, plugs, loss, log, *, passes=None, hops=None, tolerance=None, agree=None):
     "Values without a graph, then one pass with it, and the feedback's gradient hop by hop."
     with evaluating(model): inputs = _values(model, batch, guidance, plugs, passes, tolerance, log, agree)
     state = State.everywhere(model, batch.input_ids, batch.attention_mask)
@@ -320,51 +341,66 @@ ENGINES = dict(sequential=sequential_engine, parallel=parallel_engine, teacher=t
 
 def soft_sampling_train_step(
     model,  # A causal language model
-    batch,  # Ids `(b, t)`, or a dict: `input_ids`, `attention_mask`, `labels`, `soft_mask`, `target_dists`, `num_items_in_batch`; pads on either side
+    batch,  # Ids `(b, t)`, or a dict with the fields of `Batch`; pads on either side
     guidance_alpha: float | Tensor,  # Share of the truth in [0, 1]: one number, or one per token `(b, t)`
     *,
     engine: str = "sequential",  # "sequential" (exact), "parallel", or "teacher" (all shares 1)
-    passes: int | None = None,  # Parallel: runs of the model, at most; None: a rollout (exact), with a `tolerance` at most 6
+    passes: int | None = None,  # Parallel: runs of the model, at most; None: a rollout, with a `tolerance` 6
     hops: int | None = None,  # Parallel: steps of feedback that the gradient reaches back, at most; None: all
-    tolerance: float | None = None,  # Parallel: passes and hops stop when the next would change less; else the rollout steps in
+    tolerance: float | None = None,  # Parallel: passes and hops stop when the next changes less; or a rollout
     guidance: str = "clamp",  # "clamp" or "mix"
     sampling: Callable | None = None,  # Mixing filters; None: the full softmax
     mixer: Callable = plain_mixer,  # Distribution -> soft token
-    noise: Tensor | None = None,  # For a mixer that draws: noise of positions 1 to t - 1, `(b, t - 1, k)` or per token `(b, t - 1, v)`; the parallel engine needs it
+    noise: Tensor | None = None,  # Of a mixer that draws, `(b, t - 1, k)` or `(b, t - 1, v)`; for parallel
     beta: float = 0.,  # Weight of the entropy of the predictions
     kl_weight: float = 0.,  # Weight of the KL to the reference, at least 0
     reference: nn.Module | None = None,  # Frozen model to stay near; None: `model` with its peft adapters off
-    agree: Callable | None = None,  # Number -> its maximum over processes, where all must run the model equally often
-    log: dict | None = None,  # Filled with what was done: entropy, norm_ratio, passes, residual, fallback, hops, hop_residual, kl
+    agree: Callable | None = None,  # Number -> its maximum over processes, so that all make as many passes
+    log: dict | None = None,  # Filled with what was done: passes, residual, fallback, hops, entropy, kl, ...
 ) -> tuple[Tensor, Tensor]:  # Loss to differentiate, and the predicted tokens `(b, t)`, column 0 copied
     "One step of soft fine-tuning: the loss of a rollout that is led by the truth."
     _check_step(model, engine, passes, hops, tolerance, kl_weight)
-    if engine == "parallel" and hasattr(mixer, "log_prob") and not getattr(mixer, "deterministic", False):
-        if not hasattr(mixer, "noise_for"):
-            raise ValueError(f"The parallel engine runs a mixer several times on one draw, but {type(mixer).__name__} draws anew in every pass; use engine='sequential'.")
-        if noise is None: raise ValueError("The parallel engine runs a mixer several times on one draw: give its `noise` (`mixer.noise_for`), or use the sequential one.")
+    if engine == "parallel": _check_draw(mixer, noise)
     batch, log = made_batch(batch, context_length(model)), {} if log is None else log
     guidance_alpha, noise = _moved(batch, guidance_alpha, noise)
     guided = _guidance(batch, guidance_alpha, guidance)
     free = not bool((guided.guidance_alpha == 1).all())
     if agree is not None: free = bool(agree(free))
-    if engine == "teacher" and free: raise ValueError(f"The teacher engine needs `guidance_alpha` 1, got {guidance_alpha}.")
-    run = partial(ENGINES[engine], passes=passes, hops=hops, tolerance=tolerance, agree=agree) if free else teacher_engine
-    plugs, loss = dict(sampling=sampling, mixer=mixer, noise=noise), lambda logits: training_loss(model, logits, batch, beta)
-    value, logits = run(model, batch, guided, plugs, loss, log)
+    if engine == "teacher" and free:
+        raise ValueError(f"The teacher engine needs `guidance_alpha` 1, got {guidance_alpha}.")
+    options = dict(passes=passes, hops=hops, tolerance=tolerance, agree=agree)
+    plugs = dict(sampling=sampling, mixer=mixer, noise=noise)
+    loss = partial(training_loss, model, batch=batch, beta=beta)
+    run = ENGINES[engine] if free else teacher_engine
+    value, logits = run(model, batch, guided, plugs, loss, log, **options)
     if kl_weight:
         known = None if free or batch.target_dists is not None else logits
         log["kl"] = (kl := reference_kl(model, batch, reference, known)).detach()
         value = value + kl_weight * kl
-    if not bool(value.isfinite()): raise FloatingPointError(f"The loss is {value.item()}: lower the learning rate, or look at the batch.")
-    return value, _as_given(torch.cat([batch.input_ids[:, :1], logits[:, :-1].detach().argmax(-1)], 1), batch)
+    if not bool(value.isfinite()):
+        raise FloatingPointError(f"The loss is {value.item()}: lower the learning rate, or check the batch.")
+    tokens = torch.cat([batch.input_ids[:, :1], logits[:, :-1].detach().argmax(-1)], 1)
+    return value, _as_given(tokens, batch)
+
+# %% ../nbs/03_train.ipynb #03drawck
+def _check_draw(mixer, noise):
+    "Refuse a mixer that would draw anew in every pass."
+    if not hasattr(mixer, "log_prob") or getattr(mixer, "deterministic", False): return
+    if not hasattr(mixer, "noise_for"):
+        raise ValueError("The parallel engine runs a mixer several times on one draw, but "
+                         f"{type(mixer).__name__} draws anew in every pass; use engine='sequential'.")
+    if noise is None:
+        raise ValueError("The parallel engine runs a mixer several times on one draw: give its `noise` "
+                         "(`mixer.noise_for`), or use the sequential one.")
 
 # %% ../nbs/03_train.ipynb #c7afde61
 def _check_step(model, engine, passes, hops, tolerance, kl_weight):
     "Refuse options that mean nothing."
-    if engine not in ENGINES: raise ValueError(f"`engine` must be one of {', '.join(ENGINES)}, got {engine!r}.")
+    if engine not in ENGINES:
+        raise ValueError(f"`engine` must be one of {', '.join(ENGINES)}, got {engine!r}.")
     for name, value, least in (("passes", passes, 1), ("hops", hops, 0), ("kl_weight", kl_weight, 0)):
-        if value is not None and not value >= least: raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        if value is not None and not value >= least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
     if tolerance is not None and passes == 1:
         raise ValueError("`tolerance` compares passes: `passes` must be at least 2, or None for a rollout.")
     check_adapter(getattr(model, "active_peft_config", None))
@@ -376,7 +412,8 @@ def check_adapter(
     "Refuse adapters that put virtual tokens before the prompt."
     if not getattr(config, "is_prompt_learning", False): return
     name = str(getattr(config.peft_type, "value", config.peft_type))
-    raise NotImplementedError(f"Soft training of prompt-learning adapters ({name}) is not supported; use LoRA or another adapter of weights.")
+    raise NotImplementedError(f"Soft training of prompt-learning adapters ({name}) is not supported; "
+                              "use LoRA or another adapter of weights.")
 
 # %% ../nbs/03_train.ipynb #e1ed8d84
 def reference_kl(
@@ -390,9 +427,11 @@ def reference_kl(
         raise ValueError("`reference` must be a model where `model` has no peft adapters to switch off.")
     inputs = dict(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
     if logits is None: logits = model(**inputs).logits
-    with torch.no_grad(), nullcontext() if reference is not None else model.disable_adapter(), evaluating(model):
+    bare = nullcontext() if reference is not None else model.disable_adapter()
+    with torch.no_grad(), bare, evaluating(model):
         theirs = (model if reference is None else reference)(**inputs).logits
-    ours, theirs = ((x[:, :-1] if x.dtype == torch.float64 else x[:, :-1].float()).log_softmax(-1) for x in (logits, theirs))
+    wide = lambda x: x[:, :-1] if x.dtype == torch.float64 else x[:, :-1].float()
+    ours, theirs = (wide(x).log_softmax(-1) for x in (logits, theirs))
     targets = batch.labels[:, 1:] != -100
     count = targets.sum() if batch.num_items_in_batch is None else batch.num_items_in_batch
     return ((ours.exp() * (ours - theirs)).sum(-1) * targets).sum() / count
@@ -416,10 +455,14 @@ class GuidanceSchedule:
     hold: float = 0.  # Part of training that stays at `floor`, in [0, 1]; at most what the warm-up leaves
 
     def __post_init__(self):
-        if self.shape not in SHAPES: raise ValueError(f"`shape` must be one of {', '.join(SHAPES)}, got {self.shape!r}.")
+        if self.shape not in SHAPES:
+            raise ValueError(f"`shape` must be one of {', '.join(SHAPES)}, got {self.shape!r}.")
         for name in ("start", "floor", "warmup", "hold"):
-            if not 0 <= (value := getattr(self, name)) <= 1: raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
-        if self.warmup + self.hold > 1: raise ValueError(f"`warmup` and `hold` must come to at most 1, got {self.warmup} and {self.hold}.")
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
+        if self.warmup + self.hold > 1:
+            raise ValueError("`warmup` and `hold` must come to at most 1, got "
+                             f"{self.warmup} and {self.hold}.")
 
     def __call__(
         self,
@@ -427,9 +470,11 @@ class GuidanceSchedule:
     ) -> float:  # `guidance_alpha`
         "The share at this point of training."
         falls = 1 - self.warmup - self.hold
-        x = 0. if progress <= self.warmup else 1. if progress >= 1 - self.hold else (progress - self.warmup) / falls
+        x = 0. if progress <= self.warmup else 1.
+        if self.warmup < progress < 1 - self.hold: x = (progress - self.warmup) / falls
         low, high = sorted((self.start, self.floor))
-        return min(max(self.start + (self.floor - self.start) * SHAPES[self.shape](x), low), high)  # against rounding
+        share = self.start + (self.floor - self.start) * SHAPES[self.shape](x)
+        return min(max(share, low), high)  # against rounding
 
 # %% ../nbs/03_train.ipynb #690610d4
 def bernoulli_guidance(
@@ -438,7 +483,8 @@ def bernoulli_guidance(
     generator: torch.Generator | None = None,  # For the coins
 ) -> Tensor:  # 1 for the truth, 0 for the model's own, `(b, t)`
     "A share of 0 or 1 for each token."
-    if not 0 <= guidance_alpha <= 1: raise ValueError(f"`guidance_alpha` must be in [0, 1], got {guidance_alpha}.")
+    if not 0 <= guidance_alpha <= 1:
+        raise ValueError(f"`guidance_alpha` must be in [0, 1], got {guidance_alpha}.")
     return (torch.rand(shape, generator=generator) < guidance_alpha).double()
 
 # %% ../nbs/03_train.ipynb #e574eab0
@@ -452,7 +498,8 @@ def _sampled(dist, ctx):
 # %% ../nbs/03_train.ipynb #f488b8d3
 def _logits_led(model, batch, guidance, plugs, agree=None, log=None):
     "Logits `(b, t, v)` of a rollout: its values, then one pass."
-    if (span := _span(batch, agree))[0] > span[1]: return teacher_engine(model, batch, guidance, plugs, lambda x: x, {})[1]
+    if (span := _span(batch, agree))[0] > span[1]:
+        return teacher_engine(model, batch, guidance, plugs, lambda x: x, {})[1]
     state = State.everywhere(model, batch.input_ids, batch.attention_mask)
     vectors = _in_time(model, batch, guidance, plugs, span)[0]
     logits, _ = forward(model, replace(state, soft=replace(state.soft, embeds=vectors)))
@@ -463,7 +510,7 @@ def _logits_led(model, batch, guidance, plugs, agree=None, log=None):
 
 # %% ../nbs/03_train.ipynb #e34db77f
 def _row_generators(batch, stream=0):
-    "A generator per row, keyed by its tokens: no draw depends on the batch, the order of rows or the process."
+    "A generator per row, keyed by its tokens: no draw depends on batch, order of rows or process."
     rows = [ids[:n] for ids, n in zip(batch.input_ids.tolist(), batch.attention_mask.sum(-1).tolist())]
     seeds = [hashlib.blake2b(repr((stream, ids)).encode(), digest_size=8).digest() for ids in rows]
     return [torch.Generator(batch.input_ids.device).manual_seed(int.from_bytes(x, "big") >> 1) for x in seeds]
@@ -488,26 +535,29 @@ def evaluate_batch(
     sampling: Callable | None = None,  # Mixing filters; None: the full softmax
     mixer: Callable = plain_mixer,  # Distribution -> soft token
     floor_samples: int = 4,  # Continuations behind the estimate of the floor; 0 leaves it out
-    reference: nn.Module | None = None,  # Whose perplexity to report beside; None: `model` with its peft adapters off, if it has any
+    reference: nn.Module | None = None,  # Its perplexity is reported, too; None: `model` without its adapters
     agree: Callable | None = None,  # As in `soft_sampling_train_step`
-) -> tuple[dict, Tensor]:  # Sums over targets and over soft positions, tensors in nats, and the tokens predicted on the free run `(b, t)`
+) -> tuple[dict, Tensor]:  # Sums over targets and soft positions (nats), and tokens of the free run `(b, t)`
     "Losses at share 0 and 1, the floor, and how far predictions on soft inputs are from those on true ones."
     batch = replace(made_batch(batch, context_length(model)), num_items_in_batch=1)  # losses become sums
     plain, log = replace(batch, target_dists=None), {}
-    plugs = dict(sampling=sampling, mixer=mixer, generator=_row_generators(batch))  # a mixer that draws: the same each time
+    plugs = dict(sampling=sampling, mixer=mixer, generator=_row_generators(batch))  # the same draws each time
     one, zero = _guidance(batch, 1., guidance), _guidance(batch, 0., guidance)
     score = lambda logits, of=batch: training_loss(model, logits, of)
     free = _logits_led(model, batch, zero, plugs, agree, log)
     gold = teacher_engine(model, plain, None, plugs, score, {})[1]
     taught = gold if batch.target_dists is None else teacher_engine(model, batch, one, plugs, score, {})[1]
-    sums = dict(targets=(batch.labels[:, 1:] != -100).sum(), loss=score(free), teacher_loss=score(taught), nll=score(gold, plain),
-                **(log or dict(soft=0, entropy=0., norms=0., true_norms=0.)), **_kl_curve(batch, free, gold))
+    sums = dict(targets=(batch.labels[:, 1:] != -100).sum(), loss=score(free), teacher_loss=score(taught),
+                nll=score(gold, plain), **_kl_curve(batch, free, gold),
+                **(log or dict(soft=0, entropy=0., norms=0., true_norms=0.)))
     if floor_samples: sums["floor"] = score(_marginal(model, batch, zero, floor_samples, agree))
     if reference is not None or hasattr(model, "disable_adapter"):
         with nullcontext() if reference is not None else model.disable_adapter():
-            sums["reference_nll"] = teacher_engine(model if reference is None else reference, plain, None, plugs, lambda x: score(x, plain), {})[0]
+            other, loss = model if reference is None else reference, lambda logits: score(logits, plain)
+            sums["reference_nll"] = teacher_engine(other, plain, None, plugs, loss, {})[0]
     tokens = torch.cat([batch.input_ids[:, :1], free[:, :-1].argmax(-1)], 1)
-    return {k: torch.as_tensor(v, device=free.device).float() for k, v in sums.items()}, _as_given(tokens, batch)
+    sums = {k: torch.as_tensor(v, device=free.device).float() for k, v in sums.items()}
+    return sums, _as_given(tokens, batch)
 
 # %% ../nbs/03_train.ipynb #10986f31
 def _kl_curve(batch, free, gold):
@@ -516,7 +566,8 @@ def _kl_curve(batch, free, gold):
     free, gold = free[:, :-1].float().log_softmax(-1), gold[:, :-1].float().log_softmax(-1)
     place = (targets.cumsum(-1) - 1).clamp(0, KL_POSITIONS - 1)[targets]
     put = lambda x: torch.zeros(KL_POSITIONS, device=place.device).index_add(0, place, x)
-    return dict(kl=put((free.exp() * (free - gold)).sum(-1)[targets]), kl_count=put(torch.ones(len(place), device=place.device)))
+    kl, one = (free.exp() * (free - gold)).sum(-1)[targets], torch.ones(len(place), device=place.device)
+    return dict(kl=put(kl), kl_count=put(one))
 
 # %% ../nbs/03_train.ipynb #f7189990
 def summarize(
@@ -530,4 +581,5 @@ def summarize(
     out["entropy"] = (sums["entropy"] / sums["soft"].clamp_min(1)).item()
     out["norm_ratio"] = (sums["norms"] / sums["true_norms"]).item() if sums["true_norms"] > 0 else 1.
     seen = sums["kl_count"] > 0
-    return dict(out, kl_to_gold=(sums["kl"].sum() / n).item(), kl_by_position=(sums["kl"][seen] / sums["kl_count"][seen]).tolist())
+    by_position = (sums["kl"][seen] / sums["kl_count"][seen]).tolist()
+    return dict(out, kl_to_gold=(sums["kl"].sum() / n).item(), kl_by_position=by_position)
