@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from .dist import Sampling, TokenDist, step_generators
 from .soft_embed import plain_mixer
@@ -1033,8 +1034,27 @@ def train(
     if resume_from_checkpoint is True: resume_from_checkpoint = self._newest()
     elif not resume_from_checkpoint: self._warn_of_others()
     if resume_from_checkpoint: self._go_on(Path(resume_from_checkpoint))
+    if resume_from_checkpoint and self._is_over(Path(resume_from_checkpoint)): return self._as_it_ended(resume_from_checkpoint)
     self._since = time.perf_counter()
     return Trainer.train(self, resume_from_checkpoint, **kwargs)
+
+# %% ../nbs/03a_trainer.ipynb #4daa0a6e
+@patch
+def _is_over(self: SoftTrainer, folder):
+    "Whether the run of a checkpoint has made all its steps: the stock Trainer would make one more."
+    file = folder / "trainer_state.json"
+    if self.model_init is not None or self.is_fsdp_enabled or self.is_deepspeed_enabled or not file.is_file(): return False
+    return 0 < self.args.max_steps <= TrainerState.load_from_json(str(file)).global_step
+
+# %% ../nbs/03a_trainer.ipynb #62bc29e6
+@patch
+def _as_it_ended(self: SoftTrainer, folder):
+    "The weights and the log with which a run ended; nothing is trained."
+    self.state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
+    self._load_from_checkpoint(folder)
+    if self.args.load_best_model_at_end and self.state.best_model_checkpoint: self._load_best_model()
+    losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+    return TrainOutput(self.state.global_step, sum(losses) / max(1, len(losses)), {})
 
 # %% ../nbs/03a_trainer.ipynb #7a4e642f
 @patch
