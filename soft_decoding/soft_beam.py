@@ -409,7 +409,7 @@ def _check_rebuild(model, state, cache):
 @patch
 def _retrace(self: _BeamSearch, soft, folds):
     "What folded prompts were fed after all."
-    for j, info in enumerate(steps := self.steps[-soft.token.shape[1]:]):
+    for j, info in enumerate(self.steps[-soft.token.shape[1]:]):
         fed = slim_info(info, soft.map(lambda x: x[:, j]), None, {}, self.trace_k, self.keep)
         width = max(fed.belief.probs.shape[-1], info.belief.probs.shape[-1])
         pairs = zip(fed.belief.pad(width), info.belief.pad(width))

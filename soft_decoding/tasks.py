@@ -109,6 +109,7 @@ def counts(
             for new in (s + d, s - d): steps[-1][new] += n
     return steps[1:]
 
+# %% ../nbs/09_tasks.ipynb #c6efcdfd
 @patch
 def solve(
     self: MNNS,
@@ -126,6 +127,7 @@ def soft_chain(
     "What a perfect soft chain holds: every partial sum, weighted by its share of the sign paths."
     return [{str(s): n / 2 ** t for s, n in c.items()} for t, c in enumerate(self.counts(digits)[:-1], 1)]
 
+# %% ../nbs/09_tasks.ipynb #4a9c12f5
 @patch
 def draw_chain(
     self: MNNS,
@@ -160,6 +162,7 @@ def problem(
     return Problem(join(digits), str(self.solve(digits)), self.draw_chain(digits, rng), self.soft_chain(digits),
                    group=join(sorted(digits)), record=dict(digits=tuple(digits)))
 
+# %% ../nbs/09_tasks.ipynb #83a13cb6
 @patch
 def split(
     self: MNNS,
@@ -190,6 +193,7 @@ def _enumerate(self: MNNS, heldout, rng, validate):
     rng.shuffle(test)
     return expand(multisets[heldout:]), test
 
+# %% ../nbs/09_tasks.ipynb #aa185a1e
 @patch
 def _draw(self: MNNS, heldout, train, rng, validate):
     "Problems with different sorted digits to hold out, then `train` others, all drawn uniformly."
@@ -210,6 +214,7 @@ def _commonest(answers):
     counts = Counter(answers)
     return min(counts, key=lambda a: (-counts[a], int(a)), default=None)
 
+# %% ../nbs/09_tasks.ipynb #bf69ffcd
 @patch
 def rules(
     self: MNNS,
@@ -268,6 +273,7 @@ def _poisson(rng, rate):
     while product > floor: n, product = n + 1, product * rng.random()
     return n
 
+# %% ../nbs/09_tasks.ipynb #f8fc026e
 def _grow_graph(rng, size, parents):
     "Edges of a random graph over `size` nodes, in which the descendants of nodes 0 and 1 mostly keep apart."
     edges, family, depth = [], [1, 2], [0, 0]  # family: bit 1 for descendants of node 0, bit 2 for those of node 1
@@ -285,6 +291,7 @@ def _grow_graph(rng, size, parents):
         depth.append(1 + min(depth[i] for i in chosen) if chosen else 0)
     return edges
 
+# %% ../nbs/09_tasks.ipynb #5ae69541
 def _question_of(rng, edges):
     "Root, target and neg_target for a graph; None where no leaf is the only root's."
     inner, dist = {a for a, _ in edges}, [distances(edges, r) for r in (0, 1)]
@@ -300,6 +307,7 @@ def _sentence(symbols, a, b):
     every = "Every " if symbols[a] in CONCEPTS else ""
     return f"{every}{symbols[a]} is a {symbols[b]}."
 
+# %% ../nbs/09_tasks.ipynb #62f90d37
 def _shortest_path(edges, root, target, rng):
     "One of the shortest paths from `root` to `target`, uniformly."
     dist, ways = distances(edges, root), Counter({root: 1})
@@ -313,6 +321,7 @@ def _shortest_path(edges, root, target, rng):
         path.insert(0, rng.choices(options, [ways[a] for a in options])[0])
     return path
 
+# %% ../nbs/09_tasks.ipynb #5d9843f5
 def _record(rng, edges, root, target, neg_target):
     "The fields of the ProsQA files for a graph; nodes are numbered anew without the isolated ones."
     kept = sorted({0, 1, *(v for e in edges for v in e)})
@@ -398,6 +407,7 @@ def _read_records(path):
             raise ValueError(f"{path.name}, line {i}: not JSON ({e.msg}).") from None
     return rows
 
+# %% ../nbs/09_tasks.ipynb #e1f1232a
 def _need(where, record, *fields):
     "Raise unless the record is a dict with these fields."
     if not isinstance(record, dict): raise ValueError(f"{where}: must be an object, got {type(record).__name__}.")
@@ -423,6 +433,7 @@ def _check_record(where, r):
             raise ValueError(f"{where}: `{name}` must {'' if reachable else 'not '}be reachable from `root`.")
     return r
 
+# %% ../nbs/09_tasks.ipynb #f4c567f4
 @patch
 def load(
     self: ProsQA,
@@ -436,6 +447,7 @@ def load(
                                 f"that holds data/prosqa/prosqa_{split}.json.")
     return [_check_record(where, r) for where, r in _read_records(path)]
 
+# %% ../nbs/09_tasks.ipynb #5529bb2e
 def _data_file(path, task, name):
     "The file to read: `path`, in folder `path`, or under `$SOFT_DECODING_SHARED`; None where there is none."
     if path is not None: return Path(path) / name if Path(path).is_dir() else Path(path)
@@ -461,6 +473,7 @@ def problem(
     return Problem(f"{question} <think>", answer, chain, soft, end="</think>", kind="word",
                    group=record["question"], record=record)
 
+# %% ../nbs/09_tasks.ipynb #38f6db88
 def _names(question):
     "The names in a question in their order; a question mark before the last three."
     facts, ask = question.rstrip("?").rsplit(". ", 1)
@@ -472,6 +485,7 @@ def _ancestors(edges, node):
     "How many nodes lead to `node`."
     return len(distances([(b, a) for a, b in edges], node)) - 1
 
+# %% ../nbs/09_tasks.ipynb #71fd0a37
 @patch
 def rules(
     self: ProsQA,
@@ -678,6 +692,7 @@ def _word_records(path, task, name, hub, split):
                           f"folder that holds {name}.") from None
     return [(f"{hub[0]}, {split} record {i}", dict(r)) for i, r in enumerate(load_dataset(*hub, split=split), 1)]
 
+# %% ../nbs/09_tasks.ipynb #153a8bc2
 def gsm8k(
     split: str = "test",  # "train" or "test"
     path: str | Path | None = None,  # File, or folder of `<split>.jsonl`; None: data folder, else the Hub
@@ -690,11 +705,13 @@ def gsm8k(
     return [_gsm8k_problem(where, r, annotations, template)
             for where, r in _word_records(path, "gsm8k", f"{split}.jsonl", ("openai/gsm8k", "main"), split)]
 
+# %% ../nbs/09_tasks.ipynb #1676afa1
 def _ask(template, question):
     "The prompt of a question."
     if "{question}" not in template: raise ValueError(f"`template` must contain {{question}}, got {template!r}.")
     return template.replace("{question}", question)
 
+# %% ../nbs/09_tasks.ipynb #825c9c6c
 def _gsm8k_problem(where, record, annotations, template):
     _need(where, record, "question", "answer")
     solution, marker, _ = record["answer"].rpartition("####")
@@ -715,6 +732,7 @@ def svamp(
     return [_svamp_problem(where, r, template)
             for where, r in _word_records(path, "svamp", "SVAMP.json", ("ChilleD/SVAMP",), split)]
 
+# %% ../nbs/09_tasks.ipynb #78c5520e
 def _svamp_problem(where, record, template):
     _need(where, record, "Body", "Question", "Equation", "Answer")
     body, answer = record["Body"].strip(), parse_number(str(record["Answer"]))
@@ -736,12 +754,14 @@ def _ids(tokenizer, text, **kwargs):
         raise ValueError(f"`tokenizer` must know every word, got {first!r}.")
     return ids
 
+# %% ../nbs/09_tasks.ipynb #3de6edb5
 def _all_ids(tokenizer, texts, **kwargs):
     "The same for many texts at once, which is quicker."
     ids = tokenizer(texts, **kwargs).input_ids
     unknown = tokenizer.unk_token_id
     return ids if unknown is None or not any(unknown in x for x in ids) else [_ids(tokenizer, t, **kwargs) for t in texts]
 
+# %% ../nbs/09_tasks.ipynb #fcb0f5dc
 def _soft_ids(problem, encode):
     "Ids and probs of each soft step; all words are encoded at once, which is quicker."
     words = [w for step in problem.soft for w in step]
@@ -752,6 +772,7 @@ def _soft_ids(problem, encode):
     ids = iter(ids)
     return [([next(ids) for _ in step], list(step.values())) for step in problem.soft]
 
+# %% ../nbs/09_tasks.ipynb #3ae4c584
 def encode_problem(
     problem: Problem,  # What to encode
     tokenizer,  # Of the model
@@ -819,6 +840,7 @@ def redraw(
     "The same problem with another discrete chain."
     return replace(problem, chain=self.draw_chain(problem.record["digits"], rng, kind))
 
+# %% ../nbs/09_tasks.ipynb #0b7801f2
 @patch
 def redraw(
     self: ProsQA,
@@ -829,6 +851,7 @@ def redraw(
     r = problem.record
     return replace(problem, chain=self._spell(r, _shortest_path(r["edges"], r["root"], r["target"], rng)))
 
+# %% ../nbs/09_tasks.ipynb #26aeb8a8
 @patch
 def _spell(self: ProsQA, record, path):
     "A path as the strings of a chain."
@@ -849,6 +872,7 @@ def chains(
     paths = [tuple(accumulate(path)) for path in product(*((d, -d) for d in digits))]
     return Counter(tuple(map(str, p[:-1])) for p in paths if kind == "random" or p[-1] == self.solve(digits))
 
+# %% ../nbs/09_tasks.ipynb #f030e528
 @patch
 def chains(
     self: ProsQA,
@@ -891,6 +915,7 @@ class ChainDataset(torch.utils.data.Dataset):
 
     def __len__(self): return len(self.first)
 
+# %% ../nbs/09_tasks.ipynb #94cb77a3
 def _paused(table, pause, tokenizer):
     "The pause token in the place of the chain, which is no longer soft; labels and targets stay."
     ids = table["input_ids"].masked_fill(table["soft_mask"], tokenizer.convert_tokens_to_ids(pause))
@@ -905,6 +930,7 @@ def _index(self: ChainDataset, options):
     self.cumulated = torch.tensor([s + [1.] * (width - len(s)) for s in shares], dtype=torch.float64)
     self.first = torch.tensor([0, *accumulate(map(len, shares))])[:-1]
 
+# %% ../nbs/09_tasks.ipynb #d91bcdc1
 @patch
 def set_epoch(
     self: ChainDataset,
@@ -915,6 +941,7 @@ def set_epoch(
     uniform = torch.rand(len(self), 1, generator=generator, dtype=torch.float64)
     self.row = self.first + (uniform >= self.cumulated).sum(-1)
 
+# %% ../nbs/09_tasks.ipynb #45471827
 @patch
 def __getitems__(
     self: ChainDataset,
@@ -925,15 +952,18 @@ def __getitems__(
     t = int(self.table["attention_mask"][rows].sum(-1).max())
     return {name: x[rows][:, :t] for name, x in self.table.items()}
 
+# %% ../nbs/09_tasks.ipynb #69f73f49
 @patch
 def __getitem__(self: ChainDataset, index: int):
     return {name: x[0] for name, x in self.__getitems__([index]).items()}
 
+# %% ../nbs/09_tasks.ipynb #cd7d1094
 @patch(as_prop=True)
 def collate(self: ChainDataset) -> Callable:
     "The collator of a loader: a batch is a batch already."
     return _same
 
+# %% ../nbs/09_tasks.ipynb #dd8e6da7
 def _same(batch): return batch
 
 # %% ../nbs/09_tasks.ipynb #a5827f18
