@@ -229,15 +229,19 @@ def placeholders(
     return _placeholders[model]
 
 # %% ../nbs/02_rollout.ipynb #75ddff1a
+class _Seen(Exception): "What was asked for has been seen."
+
 @torch.no_grad()
 def _ask_placeholders(model):
-    "Show the model these ids once, and see which rows of the table it takes."
+    "Show the model these ids once, up to its embedding, and see which rows of the table it takes."
     embedding, seen = model.get_input_embeddings(), []
     named = {v for k, v in vars(model.config).items() if re.fullmatch(r"(image|video|audio)_token_(id|index)", k)}
     ids = sorted(v for v in named if isinstance(v, int) and 0 <= v < getattr(embedding, "num_embeddings", 0))
     if not ids: return {}
-    hook = embedding.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    def look(module, args): seen.append(args[0]); raise _Seen  # nothing of the model runs: some remember what they saw
+    hook = embedding.register_forward_pre_hook(look)
     try: model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+    except _Seen: pass
     finally: hook.remove()
     return {i: j for i, j in zip(ids, seen[0][0].tolist()) if i != j} if seen else {}
 
