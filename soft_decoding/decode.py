@@ -272,6 +272,7 @@ def soft_decode(
     *,
     sampling: Callable | None = None,  # Mixing filters; None: from the generation config, whatever `do_sample` says
     answer_sampling: Callable | None = None,  # Filters of discrete steps; None: as `sampling`
+    read_sampling: Callable | None = None,  # Filters of the read-outs of soft steps; None: the mixer reads out
     mixer: Callable = plain_mixer,  # Distribution -> soft token
     think: Think | None = None,  # Where to be soft; None: everywhere
     snap: int | None = None,  # Bits of the grid that fed weights are rounded to; None is off
@@ -294,7 +295,7 @@ def soft_decode(
     try:
         embedding, think = check_model(model), bound_think(think, None)
         check_options(soft_decode, model, model_kwargs)
-        check_plugs(sampling=sampling, mixer=mixer, answer_sampling=answer_sampling, think=think)
+        check_plugs(sampling=sampling, mixer=mixer, answer_sampling=answer_sampling, read_sampling=read_sampling, think=think)
         _check_call(config, think, embedding, trace_k)
         sampling, processors = split_filters(config, logits_processor or [], sampling)
         with eval_mode(model):
@@ -307,7 +308,7 @@ def soft_decode(
             stream.put(state.input_ids)
             keep, traced = kept_outputs(config), config.return_dict_in_generate or select is not None
             state, infos = soft_rollout(
-                model, state, steps, sampling=sampling, mixer=mixer, think=think, answer_sampling=answer_sampling,
+                model, state, steps, sampling=sampling, mixer=mixer, think=think, answer_sampling=answer_sampling, read_sampling=read_sampling,
                 guidance=guidance, select=select, grad=grad, do_sample=bool(config.do_sample), generator=generator,
                 snap=snap, replay=replay, processors=processors or None, stopping=stopping, halt=halt,
                 pad_token_id=_pad_id(config), trace_k=trace_k if traced else 0, keep=keep,
@@ -418,6 +419,7 @@ def soft_generate(
     min_p: float | None = None,  # Mix tokens at least this likely relative to the likeliest; None is off
     sampling: Callable | None = None,  # A Sampling (or a learned one) instead of the four above
     answer_sampling: Callable | None = None,  # Filters of discrete steps; None: as the mixing filters
+    read_sampling: Callable | None = None,  # Filters of the read-outs of soft steps; None: the mixer reads out
     mixer: Callable = plain_mixer,  # Distribution -> soft token
     think: Think | None = None,  # Where to be soft; None: everywhere
     snap: int | None = None,  # Bits of the grid that fed weights are rounded to; None is off
@@ -451,8 +453,8 @@ def soft_generate(
         if state is not None and input_ids is None: _count_on(config, state, model.generation_config)
         if _rare_filters(config): config.update(**_in_config_words(sampling, _rare_filters(config)[0])); sampling = None
         criteria = _user_criteria(stopping_criteria, stop_strings, generation_config, tokenizer)
-        decode = partial(soft_decode, sampling=sampling, answer_sampling=answer_sampling, mixer=mixer, snap=snap,
-                         think=bound_think(think, tokenizer), generator=generator, streamer=stream,
+        decode = partial(soft_decode, sampling=sampling, answer_sampling=answer_sampling, read_sampling=read_sampling, mixer=mixer,
+                         snap=snap, think=bound_think(think, tokenizer), generator=generator, streamer=stream,
                          guidance=guidance, select=select, replay=replay, state=state, trace_k=trace_k, grad=grad,
                          stop_while_thinking=stop_while_thinking, progress=progress, vocab_size=_vocab_size(model, tokenizer))
         prompt = _user_prompt(model, input_ids, attention_mask, state, kwargs)
