@@ -27,7 +27,7 @@ from .dist import Sampling
 from .rollout import (Guidance, Phase, State, check_model, check_padding, check_plugs, context_length, forward_parameters,
                                    soft_rollout, text_config)
 from .soft_embed import plain_mixer
-from .think import Think
+from .think import Think, span_of
 from .trace import SoftTrace
 
 # %% ../nbs/02c_decode.ipynb #51c811f9
@@ -183,7 +183,8 @@ def span_filler(
     rows = getattr(model.get_input_embeddings(), "num_embeddings", None) or text_config(model).vocab_size
     special = [getattr(config, f"_{name}_token_tensor", None) for name in ("eos", "pad", "bos")]
     ids = [i for x in special if x is not None for i in x.flatten().tolist()]
-    return filler_id(rows, criteria, [*ids, *(getattr(think, "start", None) or []), *(getattr(think, "end", None) or [])])
+    span = span_of(think)
+    return filler_id(rows, criteria, [*ids, *(getattr(span, "start", None) or []), *(getattr(span, "end", None) or [])])
 
 # %% ../nbs/02c_decode.ipynb #20403de5
 def stopping_limits(model, criteria, state, room, filler=None):
@@ -228,7 +229,7 @@ def _spans(state, think):
     spans = dict(unopened=state.phase == Phase.WAIT, unclosed=inside & hides)
     told = dict(unopened="never opened (`Think.start` was not said)", unclosed="is still open, so that they have no answer (a budget, "
                 "`Think.max_tokens`, below `max_new_tokens` closes it; `state` goes on)")
-    if getattr(think, "max_tokens", None) == 0: told.pop("unopened")  # nothing was to be soft
+    if getattr(span_of(think), "max_tokens", None) == 0: told.pop("unopened")  # nothing was to be soft
     parts = [f"of {n} of {len(inside)} rows {words}" for name, words in told.items() if (n := int(spans[name].sum()))]
     if parts: warnings.warn("The think span " + ", and ".join(parts) + ".", stacklevel=2)
     return spans
@@ -333,7 +334,7 @@ def _pad_id(config):
 def _check_call(config, think, embedding, trace_k):
     "Refuse values that soft decoding would have to ignore, or could not use."
     check_config(config)
-    if isinstance(think, Think): check_ids("Think", [*(think.start or []), *(think.end or [])], embedding)
+    if (span := span_of(think)) is not None: check_ids("Think", [*(span.start or []), *(span.end or [])], embedding)
     if trace_k < 0: raise ValueError(f"`trace_k` must be at least 0 (0 keeps no trace), got {trace_k}.")
 
 # %% ../nbs/02c_decode.ipynb #fc08810d
