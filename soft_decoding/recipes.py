@@ -13,6 +13,7 @@ __all__ = ['RECIPES', 'Recipe', 'shortly', 'published', 'recipe', 'think_markers
 import copy, difflib, inspect, math, re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -47,7 +48,8 @@ class Recipe(dict):
 
     def __repr__(self):
         width = max(len(name) for name in self)
-        return "\n".join([self.name, *(f"  {name:{width}}  {value}  [{source}]" for name, value, source in self.rows())])
+        lines = (f"  {name:{width}}  {value}  [{source}]" for name, value, source in self.rows())
+        return "\n".join([self.name, *lines])
 
 # %% ../nbs/07a_recipes.ipynb #1a1a0edd
 def shortly(
@@ -56,8 +58,9 @@ def shortly(
     "What differs from the defaults of its class; long lists by their length."
     if isinstance(value, (list, tuple)) and len(value) > 8: return f"[{len(value)} ids]"
     if not is_dataclass(value): return getattr(value, "__name__", repr(value))
-    changed = [f.name for f in fields(value) if f.default is MISSING or getattr(value, f.name) != f.default]
-    return f"{type(value).__name__}({', '.join(f'{name}={shortly(getattr(value, name))}' for name in changed)})"
+    said = {f.name: getattr(value, f.name) for f in fields(value)}
+    changed = [f.name for f in fields(value) if f.default is MISSING or said[f.name] != f.default]
+    return f"{type(value).__name__}({', '.join(f'{name}={shortly(said[name])}' for name in changed)})"
 
 # %% ../nbs/07a_recipes.ipynb #b29a41bc
 RECIPES = {}  # name -> function `(tokenizer, *, settings) -> arguments of soft_generate`
@@ -85,11 +88,12 @@ def recipe(
     "A published way of being soft."
     make = RECIPES.get(name) or _unknown("recipe", name, RECIPES, ValueError)
     known = {p.name: p for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    for given in changes: given in known or _unknown(f"setting of {name}", given, known, TypeError)
+    for given in changes:
+        if given not in known: _unknown(f"setting of {name}", given, known, TypeError)
     if missing := [n for n, p in known.items() if p.default is p.empty and n not in changes]:
         raise TypeError(f"`{missing[0]}` of {name} was not published as one number, so it must be given.")
     if scaled and not make.windows: raise ValueError(f"{name} has no window to scale; leave out `scaled`.")
-    windows = {n: max(1, known[n].default // 32) for n in make.windows if n not in changes} if scaled else {}
+    windows = {n: max(1, known[n].default // 32) for n in make.windows if scaled and n not in changes}
     said = ", ".join(f"{n}={shortly(x)}" for n, x in changes.items())
     label = name + ", scaled" * scaled + (f" ({said})" if said else "")
     return Recipe(label, make(tokenizer, **changes, **windows), make.sources)
@@ -98,16 +102,17 @@ def recipe(
 def _unknown(kind, name, known, error):
     "Refuse a name, with the nearest one."
     near = difflib.get_close_matches(str(name), known, 1, .6)
-    raise error(f"`{name}` is no {kind}; " + (f"did you mean `{near[0]}`?" if near else f"there are {', '.join(known)}."))
+    way_out = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(known)}."
+    raise error(f"`{name}` is no {kind}; {way_out}")
 
 # %% ../nbs/07a_recipes.ipynb #e76efc82
 def think_markers(
     tokenizer,  # Of the model
-) -> Think | None:  # The span between its markers, which it has as tokens or in its chat template; None: it has none
+) -> Think | None:  # Between its markers, as tokens or in its chat template; None: it has none
     "A model's own think span."
     pair, words = ("<think>", "</think>"), tokenizer.get_vocab()
     template = str(getattr(tokenizer, "chat_template", None) or "")
-    if not (all(word in words for word in pair) or all(word in template for word in pair)): return None
+    if not any(all(word in known for word in pair) for known in (words, template)): return None
     return Think(*pair).bind(tokenizer)
 
 # %% ../nbs/07a_recipes.ipynb #4e06fba1
@@ -119,11 +124,12 @@ def recipe_span(
 ) -> Think:
     "The span of a recipe, ready to find its markers."
     if think is None and tokenizer is None:
-        raise ValueError(f"{name} is soft between the model's think markers: give the tokenizer, or a span, such as `think=Think(max_tokens=16)`.")
+        raise ValueError(f"{name} is soft between the model's think markers: give the tokenizer, or a span, such as "
+                         "`think=Think(max_tokens=16)`.")
     span = think_markers(tokenizer) if think is None else think if tokenizer is None else think.bind(tokenizer)
     if span is None:
-        raise ValueError(f"{name} is soft between think markers, and this tokenizer has no <think> and </think>: give a span, such as "
-                         "`think=Think(max_tokens=16)`.")
+        raise ValueError(f"{name} is soft between think markers, and this tokenizer has no <think> and </think>: "
+                         "give a span, such as `think=Think(max_tokens=16)`.")
     span = copy.copy(span)  # `replace` would forget how markers in text are found
     if span.entropy_threshold is None: vars(span).update(cold_stop)
     return span
@@ -152,7 +158,8 @@ class CutSampling(Sampling):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.cut != int(self.cut) or self.cut < 1: raise ValueError(f"`cut` must be a whole number of at least 1, got {self.cut}.")
+        if self.cut != int(self.cut) or self.cut < 1:
+            raise ValueError(f"`cut` must be a whole number of at least 1, got {self.cut}.")
 
     def __call__(self, logits: Tensor, ctx=None) -> tuple[TokenDist, Tensor]:
         "The distribution, and the entropy before all filters."
@@ -169,9 +176,11 @@ def cut_to(
     return TokenDist(kept.ids, kept.probs / kept.probs.sum(-1, keepdim=True))
 
 # %% ../nbs/07a_recipes.ipynb #41b376b8
-@published("soft-thinking", windows=("patience",), sampling="Soft-Thinking, scripts/st/qwq32b_st_math.sh; order: srt/layers/sampler.py",
-           read_sampling="sampler.py: the first of the ten", think="2505.15778, cold stop; qwq32b_st_math.sh",
-           answer_sampling="qwq32b_st_math.sh, after_thinking", do_sample="the answer is sampled")
+@published(
+    "soft-thinking", windows=("patience",),
+    sampling="Soft-Thinking, scripts/st/qwq32b_st_math.sh; the order of the filters: srt/layers/sampler.py",
+    read_sampling="sampler.py: the first of the ten", think="2505.15778, cold stop; qwq32b_st_math.sh",
+    answer_sampling="qwq32b_st_math.sh, after_thinking", do_sample="the answer is sampled")
 def soft_thinking(
     tokenizer,  # For the think markers
     *,
@@ -185,14 +194,17 @@ def soft_thinking(
     think: Think | None = None,  # The span; None: between the model's markers
 ) -> dict:
     "Mixtures of the best ten in the think span, with a cold stop."
+    cold_stop = dict(entropy_threshold=entropy_threshold, patience=patience)
     return dict(
         sampling=CutSampling(temperature, top_k, top_p, min_p, cut=cut), read_sampling=Sampling(top_k=1),
-        think=recipe_span("soft-thinking", tokenizer, think, entropy_threshold=entropy_threshold, patience=patience),
+        think=recipe_span("soft-thinking", tokenizer, think, **cold_stop),
         answer_sampling=Sampling(temperature, top_k, top_p), do_sample=True)
 
 # %% ../nbs/07a_recipes.ipynb #765f0b80
-@published("stochastic-gumbel", sampling="scripts/st/qwq32b_gumble.sh: cut 5, min-p 0", mixer="qwq32b_gumble.sh; sampler.py: noise after the cut",
-           think="no cold stop in the script", answer_sampling="qwq32b_gumble.sh", do_sample="the answer is sampled")
+@published(
+    "stochastic-gumbel", sampling="scripts/st/qwq32b_gumble.sh: cut 5, min-p 0",
+    mixer="qwq32b_gumble.sh; sampler.py: noise after the cut", think="no cold stop in the script",
+    answer_sampling="qwq32b_gumble.sh", do_sample="the answer is sampled")
 def stochastic_gumbel(
     tokenizer,  # For the think markers
     *,
@@ -204,8 +216,10 @@ def stochastic_gumbel(
     think: Think | None = None,  # The span; None: between the model's markers
 ) -> dict:
     "Gumbel noise on the best five."
-    return dict(sampling=CutSampling(temperature, top_k, top_p, cut=cut), mixer=GumbelMixer(tau),
-                think=recipe_span("stochastic-gumbel", tokenizer, think), answer_sampling=Sampling(temperature, top_k, top_p), do_sample=True)
+    return dict(
+        sampling=CutSampling(temperature, top_k, top_p, cut=cut), mixer=GumbelMixer(tau),
+        think=recipe_span("stochastic-gumbel", tokenizer, think),
+        answer_sampling=Sampling(temperature, top_k, top_p), do_sample=True)
 
 # %% ../nbs/07a_recipes.ipynb #96100897
 @dataclass
@@ -224,8 +238,10 @@ class CutMixer(Mixer):
         return self.mixer.log_prob(draw, dist)
 
 # %% ../nbs/07a_recipes.ipynb #be923154
-@published("stochastic-dirichlet", windows=("patience",), sampling="readme.md: filters of Soft Thinking, without a cut", mixer="readme.md: gamma 1; sampler.py: noise before the cut to ten",
-           think="as Soft Thinking", answer_sampling="as Soft Thinking", do_sample="the answer is sampled")
+@published(
+    "stochastic-dirichlet", windows=("patience",), sampling="readme.md: filters of Soft Thinking",
+    mixer="readme.md: gamma 1; sampler.py: noise before the cut to ten", think="as Soft Thinking",
+    answer_sampling="as Soft Thinking", do_sample="the answer is sampled")
 def stochastic_dirichlet(
     tokenizer,  # For the think markers
     *,
@@ -240,13 +256,17 @@ def stochastic_dirichlet(
     think: Think | None = None,  # The span; None: between the model's markers
 ) -> dict:
     "Dirichlet noise on all that is filtered, then the best ten."
-    span = recipe_span("stochastic-dirichlet", tokenizer, think, entropy_threshold=entropy_threshold, patience=patience)
-    return dict(sampling=Sampling(temperature, top_k, top_p, min_p), mixer=CutMixer(DirichletMixer(gamma), cut), think=span,
-                answer_sampling=Sampling(temperature, top_k, top_p), do_sample=True)
+    cold_stop = dict(entropy_threshold=entropy_threshold, patience=patience)
+    return dict(
+        sampling=Sampling(temperature, top_k, top_p, min_p), mixer=CutMixer(DirichletMixer(gamma), cut),
+        think=recipe_span("stochastic-dirichlet", tokenizer, think, **cold_stop),
+        answer_sampling=Sampling(temperature, top_k, top_p), do_sample=True)
 
 # %% ../nbs/07a_recipes.ipynb #36e3a2d5
-@published("mixture-of-inputs", sampling="mixinputs gpu_model_runner.py: the 20 best log-probs, raw (the paper: all tokens)", read_sampling="example/aime.sh",
-           mixer="Eq. 5; readme: beta 1, advised .5 to 2", do_sample="the token is sampled")
+@published(
+    "mixture-of-inputs", sampling="mixinputs gpu_model_runner.py: the 20 best log-probs, raw (the paper: all)",
+    read_sampling="example/aime.sh", mixer="Eq. 5; readme: beta 1, advised .5 to 2",
+    do_sample="the token is sampled")
 def mixture_of_inputs(
     tokenizer=None,  # Not needed
     *,
@@ -256,12 +276,15 @@ def mixture_of_inputs(
     top_p: float = .8,  # Of the drawn token
 ) -> dict:
     "The drawn token and its distribution, at every token."
-    return dict(sampling=Sampling(top_k=top_k), read_sampling=Sampling(temperature, top_p=top_p), mixer=MoIMixer(beta, top_k), do_sample=True)
+    return dict(sampling=Sampling(top_k=top_k), read_sampling=Sampling(temperature, top_p=top_p),
+                mixer=MoIMixer(beta, top_k), do_sample=True)
 
 # %% ../nbs/07a_recipes.ipynb #22904e9c
-@published("swireasoning", windows=("stay", "budget"), sampling="generation_utils.py: raw softmax", read_sampling="run.sh", answer_sampling="run.sh",
-           think="generation_utils.py: window 512, beta .7, step 0; run.sh: alpha per data set", do_sample="run.sh",
-           stop_while_thinking="generation_utils.py: the end token counts anywhere")
+@published(
+    "swireasoning", windows=("stay", "budget"), sampling="generation_utils.py: raw softmax",
+    read_sampling="run.sh", answer_sampling="run.sh", do_sample="run.sh",
+    think="generation_utils.py: window 512, beta .7, step 0; run.sh: alpha per data set",
+    stop_while_thinking="generation_utils.py: the end token counts anywhere")
 def swireasoning(
     tokenizer,  # For the markers, the line break, the phrase and the exempt tokens
     *,
@@ -279,12 +302,16 @@ def swireasoning(
     exempt: list | None = None,  # Ids that are never soft; None: digits, letters, operators of the tokenizer
 ) -> dict:
     "Soft and discrete stretches, by changes of the entropy."
-    if tokenizer is None: raise ValueError("swireasoning needs the tokenizer, for its markers and for the tokens that are never soft.")
+    if tokenizer is None:
+        raise ValueError("swireasoning needs the tokenizer, for its markers and for the tokens that are never soft.")
     read, ids = Sampling(temperature, top_k, top_p), partial(text_ids, tokenizer)
-    think = TrendSwitch(recipe_span("swireasoning", tokenizer, think), stay, alpha, beta, budget, start=ids("<think>"), end=ids("</think>"),
-                        first=(ids("\n"), .1), exempt=exempt_ids(tokenizer) if exempt is None else exempt,
-                        max_switches=max_switches, final=ids(phrase), last=last)
-    return dict(sampling=Sampling(), read_sampling=read, answer_sampling=read, think=think, do_sample=True, stop_while_thinking=True)
+    think = TrendSwitch(
+        recipe_span("swireasoning", tokenizer, think), stay, alpha, beta, budget,
+        start=ids("<think>"), end=ids("</think>"), first=(ids("\n"), .1),
+        exempt=exempt_ids(tokenizer) if exempt is None else exempt,
+        max_switches=max_switches, final=ids(phrase), last=last)
+    return dict(sampling=Sampling(), read_sampling=read, answer_sampling=read, think=think, do_sample=True,
+                stop_while_thinking=True)
 
 # %% ../nbs/07a_recipes.ipynb #40810f27
 @dataclass
@@ -300,8 +327,10 @@ class PushMixer:
         return replace(plain_mixer(dist, ctx), embeds=mixture + push.to(mixture.dtype))
 
 # %% ../nbs/07a_recipes.ipynb #d2797ec8
-@published("selar", sampling="scripts/run.py; generation_utils.py: the best 3 after the filters", read_sampling="scripts/run.py", mixer="generation_utils.py: weight 1",
-           think="scripts/run.py: .5 (results .4 to .6); exempt tokens: generation_utils.py", do_sample="scripts/run.py")
+@published(
+    "selar", sampling="scripts/run.py; generation_utils.py: the best 3 after the filters",
+    read_sampling="scripts/run.py", mixer="generation_utils.py: weight 1", do_sample="scripts/run.py",
+    think="scripts/run.py: .5 (results .4 to .6); exempt tokens: generation_utils.py")
 def selar(
     tokenizer,  # For the exempt tokens
     *,
@@ -314,14 +343,20 @@ def selar(
     exempt: list | None = None,  # Ids that are never soft; None: digits, letters, operators of the tokenizer
 ) -> dict:
     "Soft where uncertain, pushed off the best token; there is no span."
-    if exempt is None and tokenizer is None: raise ValueError("selar needs the tokenizer, for the tokens that are never soft; or give `exempt`.")
+    if exempt is None and tokenizer is None:
+        raise ValueError("selar needs the tokenizer, for the tokens that are never soft; or give `exempt`.")
     exempt = exempt_ids(tokenizer) if exempt is None else exempt
-    return dict(sampling=CutSampling(temperature, top_k, top_p, cut=cut), read_sampling=Sampling(temperature, top_k, top_p),
-                mixer=PushMixer(push), think=Switch(threshold, "above", "kept_entropy", exempt), do_sample=True)
+    return dict(
+        sampling=CutSampling(temperature, top_k, top_p, cut=cut), mixer=PushMixer(push),
+        read_sampling=Sampling(temperature, top_k, top_p),
+        think=Switch(threshold, "above", "kept_entropy", exempt), do_sample=True)
 
 # %% ../nbs/07a_recipes.ipynb #055968a7
-@published("thinkrouter", windows=("patience",), sampling="as Soft Thinking, on which it builds", read_sampling="not found: as the answer is sampled",
-           think="2602.11683: discrete below tau; tau and its probability are the user's", answer_sampling="as Soft Thinking", do_sample="the answer is sampled")
+@published(
+    "thinkrouter", windows=("patience",), sampling="as Soft Thinking, on which it builds",
+    read_sampling="not found: as the answer is sampled",
+    think="2602.11683: discrete below tau; tau and its probability are the user's",
+    answer_sampling="as Soft Thinking", do_sample="the answer is sampled")
 def thinkrouter(
     tokenizer,  # For the think markers
     *,
@@ -337,14 +372,17 @@ def thinkrouter(
     think: Think | None = None,  # The span; None: between the model's markers
 ) -> dict:
     "Mixtures where the model is confident, drawn tokens where it is not."
-    span = recipe_span("thinkrouter", tokenizer, think, entropy_threshold=entropy_threshold, patience=patience)
-    read = Sampling(temperature, top_k, top_p)
+    cold_stop = dict(entropy_threshold=entropy_threshold, patience=patience)
+    span, read = recipe_span("thinkrouter", tokenizer, think, **cold_stop), Sampling(temperature, top_k, top_p)
     return dict(sampling=CutSampling(temperature, top_k, top_p, min_p, cut=cut), read_sampling=read,
                 think=Switch(tau, "above", measure, think=span), answer_sampling=read, do_sample=True)
 
 # %% ../nbs/07a_recipes.ipynb #c3be12b9
-@published("soft-tokens", sampling="2509.19170: CoT temperature .5, all tokens", mixer="2509.19170: noise; sigma is the user's", think="2509.19170: the CoT phase",
-           answer_sampling="2509.19170: ordinary sampling; its temperature was not found", do_sample="the answer is sampled")
+@published(
+    "soft-tokens", sampling="2509.19170: CoT temperature .5, all tokens",
+    mixer="2509.19170: Gaussian noise; sigma is the user's", read_sampling="not found: the likeliest",
+    think="2509.19170: the CoT phase", do_sample="the answer is sampled",
+    answer_sampling="2509.19170: ordinary sampling; its temperature was not found")
 def soft_tokens(
     tokenizer,  # For the think markers
     *,
@@ -354,8 +392,10 @@ def soft_tokens(
     think: Think | None = None,  # The span; None: between the model's markers
 ) -> dict:
     "The full mixture with Gaussian noise."
-    return dict(sampling=Sampling(temperature), mixer=GaussianMixer(sigma), read_sampling=Sampling(top_k=1),
-                think=recipe_span("soft-tokens", tokenizer, think), answer_sampling=Sampling(answer_temperature), do_sample=True)
+    return dict(
+        sampling=Sampling(temperature), mixer=GaussianMixer(sigma), read_sampling=Sampling(top_k=1),
+        think=recipe_span("soft-tokens", tokenizer, think), answer_sampling=Sampling(answer_temperature),
+        do_sample=True)
 
 # %% ../nbs/07a_recipes.ipynb #4186d6b8
 @dataclass
@@ -371,8 +411,10 @@ class MultiplexMixer(KSampleMixer):
         return replace(soft, dist=TokenDist(dist.ids, weights / weights.sum(-1, keepdim=True)))
 
 # %% ../nbs/07a_recipes.ipynb #02df9317
-@published("multiplex", sampling="scripts/train.sh: T 1, top-p 1", mixer="train.sh: K 3; README.md: mean, train.sh: by probability", think="no early stop in train.sh",
-           answer_sampling="train.sh, after_thinking", do_sample="train.sh")
+@published(
+    "multiplex", sampling="scripts/train.sh: T 1, top-p 1",
+    mixer="train.sh: K 3; README.md: mean, train.sh: by probability", think="no early stop in train.sh",
+    answer_sampling="train.sh, after_thinking", do_sample="train.sh")
 def multiplex(
     tokenizer,  # For the think markers
     *,
@@ -384,12 +426,14 @@ def multiplex(
 ) -> dict:
     "The mean of three drawn tokens."
     sampling = Sampling(temperature, top_p=top_p)
-    return dict(sampling=sampling, mixer=MultiplexMixer(k, by_probability), think=recipe_span("multiplex", tokenizer, think),
-                answer_sampling=sampling, do_sample=True)
+    return dict(sampling=sampling, mixer=MultiplexMixer(k, by_probability), answer_sampling=sampling,
+                think=recipe_span("multiplex", tokenizer, think), do_sample=True)
 
 # %% ../nbs/07a_recipes.ipynb #ba101ec4
-@published("cot2", sampling="CoT2 train/continuous_train_grpo_mts.py: logits / K, also at evaluation", mixer="K-sample; K 3 of 1, 3, 6",
-           think="scripts: the chain, then the answer", do_sample="the answer is the argmax")
+@published(
+    "cot2", sampling="CoT2 train/continuous_train_grpo_mts.py: logits / K, also at evaluation",
+    mixer="K-sample; K 3 of 1, 3, 6", think="scripts: the chain, then the answer",
+    do_sample="the answer is the argmax")
 def cot2(
     tokenizer=None,  # Not needed
     *,
@@ -407,15 +451,16 @@ class FixedSteps:
     end: list | None = None  # Ids fed after them; None: nothing
 
     def __post_init__(self):
-        if self.steps != int(self.steps) or self.steps < 0: raise ValueError(f"`steps` must be a whole number of at least 0, got {self.steps}.")
+        if self.steps != int(self.steps) or self.steps < 0:
+            raise ValueError(f"`steps` must be a whole number of at least 0, got {self.steps}.")
 
     def phase_at(
         self,
         count: Tensor,  # Steps so far, `(b,)`
     ) -> Tensor:  # Phase of the next step, `(b,)`
         "Soft, then the end tokens, then the answer."
-        last = self.steps + len(self.end or [])
-        return torch.where(count < self.steps, int(Phase.THINK), torch.where(count < last, int(Phase.END), int(Phase.ANSWER)))
+        behind = torch.where(count < self.steps + len(self.end or []), int(Phase.END), int(Phase.ANSWER))
+        return torch.where(count < self.steps, int(Phase.THINK), behind)
 
     def start_rows(self, input_ids: Tensor) -> tuple[dict, Tensor]:
         "All rows begin at once."
@@ -431,8 +476,10 @@ class FixedSteps:
         return hide(think_state, new, phase, after), after, forced
 
 # %% ../nbs/07a_recipes.ipynb #96e35b3f
-@published("coconut", mixer="2412.06769: the last hidden state, after the final norm", think="args/prosqa_coconut.yaml, gsm_coconut.yaml: 6 latents; run.py: markers",
-           do_sample="coconut.py: the argmax")
+@published(
+    "coconut", mixer="2412.06769: the last hidden state, after the final norm",
+    think="args/prosqa_coconut.yaml, gsm_coconut.yaml: 6 latents; run.py: markers",
+    do_sample="coconut.py: the argmax")
 def coconut(
     tokenizer=None,  # For the end marker
     *,
@@ -441,8 +488,11 @@ def coconut(
 ) -> dict:
     "Hidden states for a fixed number of steps, then the answer; the prompt ends in the start marker."
     if isinstance(end, str):
-        if tokenizer is None: raise ValueError("coconut needs the tokenizer, for its end marker; or give `end` as ids, or `end=None`.")
-        if end not in tokenizer.get_vocab(): raise ValueError(f"coconut feeds {end} after its latents, and this tokenizer has no such token: add it, or give `end`.")
+        if tokenizer is None:
+            raise ValueError("coconut needs the tokenizer, for its end marker; or give `end` as ids, or `end=None`.")
+        if end not in tokenizer.get_vocab():
+            raise ValueError(f"coconut feeds {end} after its latents, and this tokenizer has no such token: add it, "
+                             "or give `end`.")
         end = text_ids(tokenizer, end)
     return dict(mixer=HiddenMixer(), think=FixedSteps(latents, end), do_sample=False)
 
@@ -507,7 +557,8 @@ def fired(
     trace = out.trace
     soft, inside = trace.is_soft, trace.phase == Phase.THINK  # (s, b)
     flips = (soft[1:] != soft[:-1]) & inside[1:] & inside[:-1]
-    found = dict(soft=soft.sum(0), discrete=(inside & ~soft).sum(0), switches=flips.sum(0), answered=(trace.phase == Phase.ANSWER).any(0))
+    found = dict(soft=soft.sum(0), discrete=(inside & ~soft).sum(0), switches=flips.sum(0),
+                 answered=(trace.phase == Phase.ANSWER).any(0))
     if "stretches" in out.state.think_state: found["stretches"] = out.state.think_state["stretches"]
     span = span_of(think)
     if getattr(span, "entropy_threshold", None) is not None:
