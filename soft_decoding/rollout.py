@@ -525,7 +525,8 @@ def _follow(token, entropy, logits, dist, ctx):
     is_soft = ctx.phase == Phase.THINK
     if ctx.think is None: return token, is_soft, ctx.phase, ctx.think_state, None
     seen = dict(logits=logits, dist=dist) if getattr(ctx.think, "needs_dist", False) else {}
-    think_state, phase, forced, *blend = ctx.think(ctx.think_state, ctx.phase, entropy, token, **seen)
+    now = ctx.phase if ctx.done is None else ctx.phase.masked_fill(ctx.done, int(Phase.DONE))  # pads are not counted
+    think_state, phase, forced, *blend = ctx.think(ctx.think_state, now, entropy, token, **seen)
     token = torch.where(forced >= 0, forced, token)
     return token, is_soft & (forced < 0), phase, think_state, blend[0] if blend else None
 
