@@ -187,8 +187,8 @@ class Collapse:
 # %% ../nbs/05_soft_beam.ipynb #2bb85952
 class _BeamSearch:
     "transformers' beam bookkeeping, as the `select` hook of `soft_rollout`."
-    def __init__(self, model, config, stopping, beams, *, think=None, ends=(), stochastic=False, generator=None,
-                 trace_k=0, keep=()):
+    def __init__(self, model, config, stopping, beams, *, think=None, ends=(), stochastic=False,
+                 generator=None, trace_k=0, keep=()):
         self.model, self.config, self.stopping, self.beams = model, config, stopping, beams
         self.think, self.ends, self.trace_k, self.keep = think, ends, trace_k, keep
         self.stochastic, self.generator = stochastic, generator
@@ -201,12 +201,12 @@ class _BeamSearch:
         "The rollout's stopping rule: rows whose search is over."
         return self.done
 
-# %% ../nbs/05_soft_beam.ipynb #aaa44b1d
+# %% ../nbs/05_soft_beam.ipynb #a987a199
 @patch
 def begin(self: _BeamSearch, input_ids):
     "The tables at the prompts, `(b * n, t)`."
-    self.batch, self.prompt, self.length = len(input_ids) // self.n, input_ids.shape[1], self.config.max_length
-    b, n, device = self.batch, self.n, input_ids.device
+    b, n, device = len(input_ids) // self.n, self.n, input_ids.device
+    self.batch, self.prompt, self.length = b, input_ids.shape[1], self.config.max_length
     self.ends = torch.as_tensor(self.ends, dtype=torch.long, device=device)
     self.sequences = torch.full((b, n, self.length), _fill_id(self.config), device=device)
     self.sequences[:, :, :self.prompt] = input_ids.view(b, n, -1)
@@ -502,7 +502,7 @@ class SoftBeamOutput(CacheNames, GenerateBeamDecoderOnlyOutput):
     perturbed: Tensor | None = None  # Noisy scores that rank stochastic beams; -inf where there is none
     divergence: Tensor | None = None  # KL of each measured fold, nats (folds, prompts); NaN: it did not fold
     unopened: Tensor | None = None  # Rows whose think span never opened, bool (r,); None: there is no policy
-    unclosed: Tensor | None = None  # Rows whose think span is still open, though something could have closed it
+    unclosed: Tensor | None = None  # Rows whose think span is still open, though it could have closed
 
 # %% ../nbs/05_soft_beam.ipynb #c9b592fa
 def soft_beam_decode(
@@ -604,11 +604,12 @@ def _stopping(model, embedding, state, criteria, config, filler=None):
     rules = StoppingCriteriaList(c for c in criteria if c not in lasting)
     return AnswerRules(rules, filler, StoppingCriteriaList([*lasting, *limit])), steps
 
-# %% ../nbs/05_soft_beam.ipynb #83c50aba
+# %% ../nbs/05_soft_beam.ipynb #cbb4241d
 @patch
 def along(self: _BeamSearch, paths, name, fill):
     "What the candidates on each path have, `(r, s)`; `fill` where a path has ended."
-    columns = [getattr(born, name)[path.clamp_min(0)] for born, path in zip(self.born, paths.long().unbind(1))]
+    pairs = zip(self.born, paths.clamp_min(0).long().unbind(1))
+    columns = [getattr(born, name)[path] for born, path in pairs]
     return torch.where(paths >= 0, torch.stack(columns, 1), fill)
 
 # %% ../nbs/05_soft_beam.ipynb #02da609b
@@ -620,7 +621,8 @@ def output(self: _BeamSearch, state, embedding):
     steps = (paths >= 0).sum(1)
     ids, paths = ids[:, :self.prompt + int(steps.max())], paths[:, :int(steps.max())]
     rows = self.along(paths, "row", -1).int()
-    at_end = lambda name, fill: self.along(paths, name, fill).gather(1, (steps - 1).clamp_min(0)[:, None])[:, 0]
+    last = (steps - 1).clamp_min(0)[:, None]
+    at_end = lambda name, fill: self.along(paths, name, fill).gather(1, last)[:, 0]
     log_p = torch.where(scores > -1e8, at_end("log_p", -math.inf).to(scores.dtype), -math.inf)
     own = ("scores", "logits")
     column = lambda k: tuple(getattr(info, k) if k in own else info.outputs.get(k) for info in self.steps)
