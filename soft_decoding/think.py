@@ -586,13 +586,15 @@ class TrendSwitch(Within):
     think: Callable | None = None  # The span; None: everywhere
     stay: int = 512  # Least discrete steps between two soft stretches
     alpha: float = 1.  # Share of the mixture where it becomes soft, at step 0; it rises to 1
-    beta: float = 1.  # Share of the token where it becomes discrete, at step 0; it rises to 1
+    beta: float = 1.  # Share of the mixture where it becomes discrete, at step 0; it rises to 1
     budget: int = 32768  # Steps over which both shares rise to 1
     start: list | None = None  # Ids of the marker blended in where it becomes soft
     end: list | None = None  # Ids of the marker blended in where it becomes discrete
     first: tuple | None = None  # `(ids, share)` blended in at the first step
     exempt: list | None = None  # Ids that are never fed softly, where they are read out
-    max_switches: int | None = None  # After so many soft stretches the span is closed; None is off
+    max_switches: int | None = None  # From so many soft stretches on, `end` is injected behind each; None is off
+    final: list | None = None  # Ids that are injected beyond twice as many stretches; None: `end` then too
+    last: int = 32  # Tokens from there on, the switch and `final` among them; then the row ends
 
     def __post_init__(self):
         for name in ("alpha", "beta"):
@@ -600,46 +602,72 @@ class TrendSwitch(Within):
         for name, marker in (("alpha", self.start), ("beta", self.end)):
             if getattr(self, name) < 1 and not marker:
                 raise ValueError(f"`{name}` below 1 blends a marker in; give `{'start' if name == 'alpha' else 'end'}`.")
-        for name, least in (("stay", 0), ("budget", 1), ("max_switches", 1)):
+        for name, least in (("stay", 0), ("budget", 1), ("max_switches", 1), ("last", 1)):
             value = getattr(self, name)
             if value is not None and (value < least or value != int(value)):
                 raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value}.")
-        if self.max_switches is not None and self.think is None:
-            raise ValueError("`max_switches` closes the span of `think`; give one.")
+        if self.max_switches is not None and not self.end:
+            raise ValueError("`max_switches` injects the end marker; give `end`.")
 
 # %% ../nbs/02a_think.ipynb #c7c21c93
 @patch
 def fresh(self: TrendSwitch, input_ids: Tensor) -> dict:
     "Soft at the start; no entropy is known yet."
     zero = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
-    return dict(is_soft=zero == 0, stayed=zero, steps=zero, stretches=zero, level=zero.double() - 1, soft_steps=zero)
+    state = dict(is_soft=zero == 0, stayed=zero, steps=zero, stretches=zero, level=zero.double() - 1, soft_steps=zero)
+    return state if self.max_switches is None else state | dict(queue=zero, place=zero, left=zero - 1)
 
 # %% ../nbs/02a_think.ipynb #00c779ce
 @patch
 def __call__(self: TrendSwitch, think_state, phase, entropy, token, logits, dist) -> tuple:
     "The span's say, and whether this step is soft."
-    new, to_soft, to_hard, thinking = self._switch(think_state, phase, logits)
-    more = {}
-    if self.max_switches is not None: more["close"] = to_hard & (new["stretches"] >= self.max_switches)
-    state, after, forced, blend = self.ask(think_state, phase, entropy, token, logits, dist, **more)
+    injected, queued = self._inject(think_state, token)
+    new, to_soft, to_hard, thinking = self._switch(think_state | queued, phase, logits)
+    state, after, forced, blend = self.ask(think_state, phase, entropy, token, logits, dist)
+    forced = torch.where(injected >= 0, injected, forced)
     free = thinking & (forced < 0)
-    hard = free & (~new["is_soft"] | is_exempt(token, self.exempt))
-    own = self._blend(new, free & to_soft & ~hard, free & to_hard, free & (new["steps"] == 1))
-    new["soft_steps"] = think_state["soft_steps"] + (free & ~hard)
-    return state | new, after, torch.where(hard, token, forced), blend if own is None else own
+    mixed = new["is_soft"] & ~is_exempt(token, self.exempt) | to_hard  # the step of a switch still has a mixture
+    own = self._blend(new, free & to_soft & mixed, free & to_hard, free & mixed & (new["steps"] == 1))
+    new["soft_steps"] = think_state["soft_steps"] + (free & mixed)
+    new, after = self._count(new, to_hard, after)
+    return state | new, after, torch.where(free & ~mixed, token, forced), blend if own is None else own
 
 # %% ../nbs/02a_think.ipynb #c2ab1e13
 @patch
 def _switch(self: TrendSwitch, state, phase, logits):
     "What the step does to the state; rows that become soft, and discrete; rows that think."
     thinking, was, level, h = phase == Phase.THINK, state["is_soft"], state["level"], logits_entropy(logits).double()
-    begins = thinking & (level < 0)
+    begins, free = thinking & (level < 0), thinking & (state["left"] < 0 if "left" in state else True)
     to_hard = thinking & was & ~begins & (h < level)
-    to_soft = thinking & ~was & (h > level) & (state["stayed"] >= self.stay)
+    to_soft = free & ~was & (h > level) & (state["stayed"] >= self.stay)
     switched = to_hard | to_soft
     new = dict(is_soft=was ^ switched, level=torch.where(begins | switched, h, level), steps=state["steps"] + thinking,
                stayed=torch.where(switched, 0, state["stayed"]) + thinking, stretches=state["stretches"] + to_hard)
-    return new, to_soft, to_hard, thinking
+    return {k: state[k] for k in ("queue", "place", "left") if k in state} | new, to_soft, to_hard, thinking
+
+# %% ../nbs/02a_think.ipynb #e07aec2a
+@patch
+def _inject(self: TrendSwitch, state, token):
+    "Ids that a queue feeds at this step (-1: none), and where the queues stand after it: 1 is `end`, 2 is `final`."
+    if self.max_switches is None: return torch.full_like(token, -1), {}
+    phrases = [[], self.end, self.final or self.end]
+    width = 2 + max(map(len, phrases))
+    table = torch.tensor([phrase + [-1] * (width - len(phrase)) for phrase in map(list, phrases)], device=token.device)
+    queue, place = state["queue"], state["place"]
+    more = table[queue, place + 1] >= 0
+    return table[queue, place], dict(queue=torch.where(more, queue, 0), place=torch.where(more, place + 1, 0))
+
+# %% ../nbs/02a_think.ipynb #56909e02
+@patch
+def _count(self: TrendSwitch, new, to_hard, after):
+    "What the number of soft stretches asks for: a queue from the next step on, and the end of the row."
+    if self.max_switches is None: return new, after
+    many, over = new["stretches"] >= self.max_switches, new["stretches"] > 2 * self.max_switches
+    queue = torch.where(to_hard & many, torch.where(over, 2, 1), new["queue"])
+    left = torch.where(to_hard & over, self.last, new["left"])
+    left = torch.where(left > 0, left - 1, left)
+    place = torch.where(to_hard & many, 0, new["place"])
+    return dict(new, queue=queue, place=place, left=left), torch.where(left == 0, int(Phase.DONE), after)
 
 # %% ../nbs/02a_think.ipynb #56a43c90
 @patch
