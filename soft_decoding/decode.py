@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['cache_field', 'split_filters', 'check_config', 'check_options', 'check_ids', 'ContextLimit', 'check_prompt',
-           'AnswerRules', 'filler_id', 'span_filler', 'stopping_limits', 'CacheNames', 'SoftOutput', 'eval_mode',
-           'soft_decode', 'kept_outputs', 'bound_think', 'through_generate', 'catch_up', 'soft_generate', 'unwrap']
+           'AnswerRules', 'filler_id', 'span_filler', 'stopping_limits', 'CacheNames', 'SoftOutput', 'span_report',
+           'eval_mode', 'soft_decode', 'kept_outputs', 'bound_think', 'through_generate', 'catch_up', 'soft_generate',
+           'unwrap']
 
 # %% ../nbs/02c_decode.ipynb #02cdec03
 import copy, difflib, inspect, warnings
@@ -222,7 +223,10 @@ class SoftOutput(CacheNames, GenerateDecoderOnlyOutput):
     unclosed: Tensor | None = None  # Rows whose think span is still open, though something could have closed it, bool `(b,)`
 
 # %% ../nbs/02c_decode.ipynb #dba2492e
-def _spans(state, think):
+def span_report(
+    state: State,  # Where the rows ended
+    think: Callable | None,  # The policy that they followed; None: there is nothing to report
+) -> dict:  # Rows unopened, and rows unclosed, bool (b,)
     "Rows whose span never opened, and rows where it is still open; one warning for both."
     if think is None: return {}
     inside, hides = (state.phase == Phase.THINK) | (state.phase == Phase.END), "hidden" in state.think_state
@@ -315,7 +319,7 @@ def soft_decode(
                 pad_token_id=_pad_id(config), trace_k=trace_k if traced else 0, keep=keep,
                 on_token=stream.put, progress=progress)
     finally: stream.end()
-    spans = _spans(state, think)
+    spans = span_report(state, think)
     return _output(state, infos, embedding, keep, spans) if config.return_dict_in_generate else state.input_ids
 
 # %% ../nbs/02c_decode.ipynb #5e48dcb3

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REFUSED', 'ONE_BY_ONE', 'PLUGS', 'Phase', 'State', 'prompt_learner', 'put_virtual_tokens', 'forward_parameters',
-           'context_length', 'text_config', 'placeholders', 'looked_up', 'forward', 'check_reorder', 'check_model',
-           'Plugs', 'StepContext', 'StepInfo', 'choose', 'feed_readout', 'Guidance', 'soft_rollout', 'slim_info',
-           'check_plugs', 'check_padding', 'PassInfo', 'soft_passes', 'shift_right']
+           'context_length', 'text_room', 'text_config', 'placeholders', 'looked_up', 'forward', 'check_reorder',
+           'check_model', 'Plugs', 'StepContext', 'StepInfo', 'choose', 'feed_readout', 'Guidance', 'soft_rollout',
+           'slim_info', 'check_plugs', 'check_padding', 'PassInfo', 'soft_passes', 'shift_right']
 
 # %% ../nbs/02_rollout.ipynb #42bb69d0
 import inspect, re
@@ -114,9 +114,10 @@ def _after_prefix(owner, kwargs, prefix, length, held):
         raise NotImplementedError("Prefix tuning keeps its virtual tokens in the cache; leave out `use_cache=False`.")
     if room_left(cache) is not None:
         raise NotImplementedError("Prefix tuning brings a cache that grows; leave out `cache_implementation`.")
-    if getattr(text_config(base), "sliding_window", None) and mask is not None and bool((mask == 0).any()):
-        raise NotImplementedError("Prefix tuning of a model with a sliding window needs prompts of one length: pads "
-                                  "would take the place of the prefix in the window.")
+    if getattr(text_config(base), "sliding_window", None) and mask is not None and bool((mask[:, 0] == 0).any()):
+        raise NotImplementedError("Prefix tuning of a model with a sliding window needs prompts of one length, or pads "
+                                  "behind them: before them they would take the place of the prefix in the window.")
+    _check_checkpointing(base)
     n = past_length(prefix)
     kwargs = _with_room_before(kwargs, n)
     if held: return kwargs, n + length - held
@@ -198,6 +199,14 @@ def context_length(
 ) -> int | None:  # Tokens; None where the family has no limit
     "How many positions the model was built for."
     return getattr(text_config(model), "max_position_embeddings", None)
+
+# %% ../nbs/02_rollout.ipynb #02txtroo
+def text_room(
+    model,  # A causal language model, perhaps of peft
+) -> int | None:  # Tokens; None where the family has no limit
+    "How many tokens of a text the model can read: its context, less what learned virtual tokens take up."
+    limit, owner = context_length(model), prompt_learner(model)
+    return limit if None in (limit, owner) else limit - owner.active_peft_config.num_virtual_tokens
 
 # %% ../nbs/02_rollout.ipynb #4e5fc790
 _text_configs = WeakKeyDictionary()  # asking a config for its text part costs as much as a small layer
@@ -309,6 +318,9 @@ def _per_layer_inputs(model, state):
         raise NotImplementedError(f"{type(model).__name__} embeds tokens per layer, which needs a cache in soft "
                                   "decoding; leave out `use_cache=False`.")
     table = next(m for name, m in model.named_modules() if name.endswith("embed_tokens_per_layer"))
+    if state.soft.token.dim() == 2 and prompt_learner(model) is not None:
+        raise NotImplementedError(f"{type(model).__name__} embeds tokens per layer, and learned virtual tokens have no such "
+                                  "embedding; use LoRA or another adapter of weights.")
     ids, probs = looked_up(model, state.soft).dist
     if ids is None: ids = torch.arange(probs.shape[-1], device=probs.device).expand(probs.shape)
     mixed = mix_embeds(TokenDist(torch.where(ids < table.num_embeddings, ids, 0), probs), table)
@@ -341,12 +353,27 @@ def _unseen(state):
 # %% ../nbs/02_rollout.ipynb #937a3ca8
 def _forward_everywhere(model, state):
     "All positions in one run, without a cache: logits `(b, t, v)`, in the model's own precision."
-    runner, prepare = _bare(model)
-    inputs = prepare(state.input_ids, is_first_iteration=True, **state.model_kwargs)
+    (runner, prepare), ids, embeds = _bare(model), state.input_ids, _fed(model, state)
+    kwargs, length = put_virtual_tokens(model, ids, dict(state.model_kwargs, inputs_embeds=embeds, use_cache=True))
+    embeds, kwargs["use_cache"] = kwargs.pop("inputs_embeds"), cache_of(kwargs) is not None  # a learned prefix, or nothing
+    ids = nn.functional.pad(ids, (embeds.shape[1] - ids.shape[1], 0))  # (b, n + t): only their shape counts
+    inputs = prepare(ids, next_sequence_length=length, is_first_iteration=True, **kwargs)
     if "logits_to_keep" in inputs: inputs["logits_to_keep"] = 0  # some families ask for the last position by themselves
-    out = runner(**_swap(model, inputs, state, _fed(model, state)), return_dict=True)
-    outputs = {} if out.get("hidden_states") is None else dict(hidden_states=out.hidden_states)
-    return out.logits[..., :_usable_vocabulary(model, state, out.logits.shape[-1])], replace(state, outputs=outputs)
+    out = runner(**_swap(model, inputs, state, embeds), return_dict=True)
+    own = lambda x: _own_positions(x, state.model_kwargs.get("attention_mask"), state.input_ids.shape[1])
+    outputs = {} if out.get("hidden_states") is None else dict(hidden_states=tuple(map(own, out.hidden_states)))
+    logits = own(out.logits)
+    return logits[..., :_usable_vocabulary(model, state, logits.shape[-1])], replace(state, outputs=outputs)
+
+# %% ../nbs/02_rollout.ipynb #02ownpos
+def _own_positions(x, mask, t):
+    "The `t` positions of the row itself `(b, t, d)`, without virtual tokens, which stand after its first pads."
+    if (n := x.shape[1] - t) == 0: return x
+    pads = 0 if mask is None else (mask.cumsum(-1) == 0).sum(-1, keepdim=True)  # (b, 1)
+    if mask is None or not bool(pads.any()): return x[:, n:]
+    slot = torch.arange(t, device=x.device)
+    slot = torch.where(slot < pads, slot, slot + n)  # (b, t)
+    return x.gather(1, slot.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 # %% ../nbs/02_rollout.ipynb #b66fe2a4
 def _prompt_embeds(model, state):
@@ -525,7 +552,8 @@ def _follow(token, entropy, logits, dist, ctx):
     is_soft = ctx.phase == Phase.THINK
     if ctx.think is None: return token, is_soft, ctx.phase, ctx.think_state, None
     seen = dict(logits=logits, dist=dist) if getattr(ctx.think, "needs_dist", False) else {}
-    think_state, phase, forced, *blend = ctx.think(ctx.think_state, ctx.phase, entropy, token, **seen)
+    now = ctx.phase if ctx.done is None else ctx.phase.masked_fill(ctx.done, int(Phase.DONE))  # pads are not counted
+    think_state, phase, forced, *blend = ctx.think(ctx.think_state, now, entropy, token, **seen)
     token = torch.where(forced >= 0, forced, token)
     return token, is_soft & (forced < 0), phase, think_state, blend[0] if blend else None
 
@@ -840,9 +868,7 @@ def everywhere(
     attention_mask: Tensor | None = None,  # 0 at pads, `(b, t)`; None: no pads
 ) -> State:
     "A state whose pending soft token holds all positions, each with all mass on its own token: teacher forcing."
-    if prompt_learner(model) is not None:
-        raise NotImplementedError("Passes over all positions do not know learned virtual tokens; use LoRA or another adapter of weights.")
-    state = cls.start(model, input_ids, attention_mask, use_cache=False)
+    state = cls.start(_bare(model)[0], input_ids, attention_mask, use_cache=False)  # each run puts its virtual tokens
     state.model_kwargs.pop("logits_to_keep", None)
     dtype = torch.promote_types(model.dtype, torch.float32)
     return replace(state, soft=SoftToken(TokenDist.one_hot(input_ids, dtype), input_ids))

@@ -59,8 +59,8 @@ def _spans(dist, embedding, chunk):
     if dist.ids is None:
         size = _table_size(embedding)
         if size is not None and k > size:
-            raise ValueError(f"`probs` must not be wider than the embedding table, got {k} probabilities and {size} "
-                             "rows; cut the logits to the table before the softmax.")
+            raise ValueError(f"`probs` must not be wider than the embedding table, got {k} probabilities and "
+                             f"{size} rows; cut the logits to the table before the softmax.")
     else: lead = max(1, dist.ids[..., 0].numel())
     step = max(1, chunk // lead)
     return [(start, min(start + step, k)) for start in range(0, k, step)]
@@ -78,7 +78,7 @@ def _mix(dist, embedding, chunk):
     if dist.ids is not None and dist.ids.numel() <= chunk:
         rows = _rows(embedding, dist.ids)
         if rows.dtype == dist.probs.dtype and not torch.is_grad_enabled() and is_plain_embedding(embedding):
-            return rows.mul_(dist.probs.unsqueeze(-1)).sum(-2), rows.dtype  # the rows are a copy of the table's
+            return rows.mul_(dist.probs.unsqueeze(-1)).sum(-2), rows.dtype  # a copy of the table's
         return _weigh(dist.probs, rows), rows.dtype
     spans = _spans(dist, embedding, chunk)
     if dist.ids is None and is_plain_embedding(embedding) and embedding.weight.dtype == dist.probs.dtype:
@@ -168,7 +168,7 @@ def off_manifold(
     for start, stop in _spans(dist, embedding, chunk):
         probs, rows = dist.probs[..., start:stop], _rows_between(dist, embedding, start, stop).to(mixed.dtype)
         norms = rows.norm(dim=-1)  # (..., k), of the whole vocabulary (k,)
-        dots = _weigh(mixed, rows.mT) if dist.ids is None else (rows * mixed.unsqueeze(-2)).sum(-1)  # (..., k)
+        dots = _weigh(mixed, rows.mT) if dist.ids is None else (rows * mixed.unsqueeze(-2)).sum(-1)
         near = dots / (norms * norm.unsqueeze(-1)).clamp_min(tiny)
         cosine = cosine.maximum(near.masked_fill(probs == 0, -1.).amax(-1))
         expected = expected + (probs * norms).sum(-1)
