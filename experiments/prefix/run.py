@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "experiments/mnns"))
 import train as mnns  # how the shipped model and the discrete one beside it are trained
 
-TASK, BASE, STEPS, BATCH, VIRTUAL, RANK = mnns.TASK, mnns.Config(), 300, 256, 8, 4
+TASK, BASE, STEPS, BATCH, VIRTUAL, RANK = mnns.TASK, mnns.Config(), 300, 64, 8, 4
 MARKERS = "<think>", "</think>"
 
 
