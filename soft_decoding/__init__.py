@@ -9,9 +9,9 @@ from importlib import import_module as _import_module
 
 _modules = dict(
     dist="TokenDist mk_proba_dist Sampling",
-    soft_embed="mix_embeds SoftToken plain_mixer off_manifold norm_mixer",
-    rollout="forward choose soft_rollout soft_passes State StepContext StepInfo Phase Guidance",
-    think="Think SpanFinder span_finder",
+    soft_embed="mix_embeds SoftToken plain_mixer off_manifold norm_mixer HiddenMixer",
+    rollout="forward choose soft_rollout soft_passes State Plugs StepContext StepInfo Phase Guidance",
+    think="Think find_markers Switch TrendSwitch SpanFinder span_finder",
     trace="SoftTrace",
     decode="soft_decode soft_generate SoftOutput",
     train="soft_sampling_train_step GuidanceSchedule bernoulli_guidance evaluate_batch",

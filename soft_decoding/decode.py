@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['cache_field', 'split_filters', 'check_config', 'check_options', 'check_ids', 'ContextLimit', 'check_prompt',
-           'AnswerRules', 'filler_id', 'span_filler', 'stopping_limits', 'CacheNames', 'SoftOutput', 'eval_mode',
-           'soft_decode', 'kept_outputs', 'bound_think', 'through_generate', 'catch_up', 'soft_generate', 'unwrap']
+           'AnswerRules', 'filler_id', 'span_filler', 'stopping_limits', 'CacheNames', 'SoftOutput', 'span_report',
+           'eval_mode', 'soft_decode', 'kept_outputs', 'bound_think', 'through_generate', 'catch_up', 'soft_generate',
+           'unwrap']
 
 # %% ../nbs/02c_decode.ipynb #02cdec03
 import copy, difflib, inspect, warnings
@@ -27,7 +28,7 @@ from .dist import Sampling
 from .rollout import (Guidance, Phase, State, check_model, check_padding, check_plugs, context_length, forward_parameters,
                                    soft_rollout, text_config)
 from .soft_embed import plain_mixer, table_size
-from .think import Think
+from .think import Think, span_of
 from .trace import SoftTrace
 
 # %% ../nbs/02c_decode.ipynb #51c811f9
@@ -183,7 +184,8 @@ def span_filler(
     rows = table_size(model.get_input_embeddings()) or text_config(model).vocab_size
     special = [getattr(config, f"_{name}_token_tensor", None) for name in ("eos", "pad", "bos")]
     ids = [i for x in special if x is not None for i in x.flatten().tolist()]
-    return filler_id(rows, criteria, [*ids, *(getattr(think, "start", None) or []), *(getattr(think, "end", None) or [])])
+    span = span_of(think)
+    return filler_id(rows, criteria, [*ids, *(getattr(span, "start", None) or []), *(getattr(span, "end", None) or [])])
 
 # %% ../nbs/02c_decode.ipynb #20403de5
 def stopping_limits(model, criteria, state, room, filler=None):
@@ -221,14 +223,17 @@ class SoftOutput(CacheNames, GenerateDecoderOnlyOutput):
     unclosed: Tensor | None = None  # Rows whose think span is still open, though something could have closed it, bool `(b,)`
 
 # %% ../nbs/02c_decode.ipynb #dba2492e
-def _spans(state, think):
+def span_report(
+    state: State,  # Where the rows ended
+    think: Callable | None,  # The policy that they followed; None: there is nothing to report
+) -> dict:  # Rows unopened, and rows unclosed, bool (b,)
     "Rows whose span never opened, and rows where it is still open; one warning for both."
     if think is None: return {}
     inside, hides = (state.phase == Phase.THINK) | (state.phase == Phase.END), "hidden" in state.think_state
     spans = dict(unopened=state.phase == Phase.WAIT, unclosed=inside & hides)
     told = dict(unopened="never opened (`Think.start` was not said)", unclosed="is still open, so that they have no answer (a budget, "
                 "`Think.max_tokens`, below `max_new_tokens` closes it; `state` goes on)")
-    if getattr(think, "max_tokens", None) == 0: told.pop("unopened")  # nothing was to be soft
+    if getattr(span_of(think), "max_tokens", None) == 0: told.pop("unopened")  # nothing was to be soft
     parts = [f"of {n} of {len(inside)} rows {words}" for name, words in told.items() if (n := int(spans[name].sum()))]
     if parts: warnings.warn("The think span " + ", and ".join(parts) + ".", stacklevel=2)
     return spans
@@ -272,6 +277,7 @@ def soft_decode(
     *,
     sampling: Callable | None = None,  # Mixing filters; None: from the generation config, whatever `do_sample` says
     answer_sampling: Callable | None = None,  # Filters of discrete steps; None: as `sampling`
+    read_sampling: Callable | None = None,  # Filters of the read-outs of soft steps; None: the mixer reads out
     mixer: Callable = plain_mixer,  # Distribution -> soft token
     think: Think | None = None,  # Where to be soft; None: everywhere
     snap: int | None = None,  # Bits of the grid that fed weights are rounded to; None is off
@@ -294,7 +300,7 @@ def soft_decode(
     try:
         embedding, think = check_model(model), bound_think(think, None)
         check_options(soft_decode, model, model_kwargs)
-        check_plugs(sampling=sampling, mixer=mixer, answer_sampling=answer_sampling, think=think)
+        check_plugs(sampling=sampling, mixer=mixer, answer_sampling=answer_sampling, read_sampling=read_sampling, think=think)
         _check_call(config, think, embedding, trace_k)
         sampling, processors = split_filters(config, logits_processor or [], sampling)
         with eval_mode(model):
@@ -307,13 +313,13 @@ def soft_decode(
             stream.put(state.input_ids)
             keep, traced = kept_outputs(config), config.return_dict_in_generate or select is not None
             state, infos = soft_rollout(
-                model, state, steps, sampling=sampling, mixer=mixer, think=think, answer_sampling=answer_sampling,
+                model, state, steps, sampling=sampling, mixer=mixer, think=think, answer_sampling=answer_sampling, read_sampling=read_sampling,
                 guidance=guidance, select=select, grad=grad, do_sample=bool(config.do_sample), generator=generator,
                 snap=snap, replay=replay, processors=processors or None, stopping=stopping, halt=halt,
                 pad_token_id=_pad_id(config), trace_k=trace_k if traced else 0, keep=keep,
                 on_token=stream.put, progress=progress)
     finally: stream.end()
-    spans = _spans(state, think)
+    spans = span_report(state, think)
     return _output(state, infos, embedding, keep, spans) if config.return_dict_in_generate else state.input_ids
 
 # %% ../nbs/02c_decode.ipynb #5e48dcb3
@@ -332,7 +338,7 @@ def _pad_id(config):
 def _check_call(config, think, embedding, trace_k):
     "Refuse values that soft decoding would have to ignore, or could not use."
     check_config(config)
-    if isinstance(think, Think): check_ids("Think", [*(think.start or []), *(think.end or [])], embedding)
+    if (span := span_of(think)) is not None: check_ids("Think", [*(span.start or []), *(span.end or [])], embedding)
     if trace_k < 0: raise ValueError(f"`trace_k` must be at least 0 (0 keeps no trace), got {trace_k}.")
 
 # %% ../nbs/02c_decode.ipynb #fc08810d
@@ -418,6 +424,7 @@ def soft_generate(
     min_p: float | None = None,  # Mix tokens at least this likely relative to the likeliest; None is off
     sampling: Callable | None = None,  # A Sampling (or a learned one) instead of the four above
     answer_sampling: Callable | None = None,  # Filters of discrete steps; None: as the mixing filters
+    read_sampling: Callable | None = None,  # Filters of the read-outs of soft steps; None: the mixer reads out
     mixer: Callable = plain_mixer,  # Distribution -> soft token
     think: Think | None = None,  # Where to be soft; None: everywhere
     snap: int | None = None,  # Bits of the grid that fed weights are rounded to; None is off
@@ -451,8 +458,8 @@ def soft_generate(
         if state is not None and input_ids is None: _count_on(config, state, model.generation_config)
         if _rare_filters(config): config.update(**_in_config_words(sampling, _rare_filters(config)[0])); sampling = None
         criteria = _user_criteria(stopping_criteria, stop_strings, generation_config, tokenizer)
-        decode = partial(soft_decode, sampling=sampling, answer_sampling=answer_sampling, mixer=mixer, snap=snap,
-                         think=bound_think(think, tokenizer), generator=generator, streamer=stream,
+        decode = partial(soft_decode, sampling=sampling, answer_sampling=answer_sampling, read_sampling=read_sampling, mixer=mixer,
+                         snap=snap, think=bound_think(think, tokenizer), generator=generator, streamer=stream,
                          guidance=guidance, select=select, replay=replay, state=state, trace_k=trace_k, grad=grad,
                          stop_while_thinking=stop_while_thinking, progress=progress, vocab_size=_vocab_size(model, tokenizer))
         prompt = _user_prompt(model, input_ids, attention_mask, state, kwargs)

@@ -338,14 +338,17 @@ class MoIMixer(Mixer):
 # %% ../nbs/04_gumbel.ipynb #0198ada4
 @patch
 def __call__(self: MoIMixer, dist: TokenDist, ctx) -> SoftToken:
-    "Draw the token, which is also the read-out."
-    slot, k = _slot(dist, getattr(ctx, "generator", None)).unsqueeze(-1), min(self.top, dist.probs.shape[-1])
+    "Draw the token, which is also the read-out; one that `read_sampling` drew is taken as it is, without a score."
+    k, read = min(self.top, dist.probs.shape[-1]), getattr(ctx, "read", None)
     best = TokenDist(None, (top := dist.probs.topk(k, -1).values) / top.sum(-1, keepdim=True))
-    share = best.entropy().unsqueeze(-1) / math.log(max(k, 2))  # in [0, 1]
+    share = best.entropy() / math.log(max(k, 2))  # in [0, 1]
+    if read is not None: return SoftToken(dist.mix_token(read, (1 + self.beta - share) / (1 + self.beta)), read)
+    slot, share = _slot(dist, getattr(ctx, "generator", None)).unsqueeze(-1), share.unsqueeze(-1)
     drawn = torch.zeros_like(dist.probs).scatter(-1, slot, 1.)
     weights = (share * dist.probs + (1 + self.beta - share) * drawn) / (1 + self.beta)
     token = (slot if dist.ids is None else dist.ids.gather(-1, slot))[..., 0]
     return SoftToken(TokenDist(dist.ids, weights), token, dict(ids=dist.ids, slots=slot, token=token))
+
 
 # %% ../nbs/04_gumbel.ipynb #6e4c6494
 @patch

@@ -27,15 +27,15 @@ from .soft_embed import plain_mixer
 from .rollout import prompt_learner, text_room
 from .think import span_finder
 from .train import (
-    ENGINES, ONE_BY_ONE, GuidanceSchedule, bernoulli_guidance, check_adapter, evaluate_batch, evaluating, made_batch,
-    soft_sampling_train_step, summarize)
+    ENGINES, ONE_BY_ONE, GuidanceSchedule, bernoulli_guidance, check_adapter, evaluate_batch, evaluating,
+    made_batch, soft_sampling_train_step, summarize)
 
 # %% ../nbs/03a_trainer.ipynb #8d49ad8b
 def encode_row(
-    row: dict,  # `prompt` and `completion`, `messages`, `text`, or `input_ids` (and what else stands in `ROW_COLUMNS`)
+    row: dict,  # `prompt` and `completion`, `messages`, `text`, or `input_ids` with any of `ROW_COLUMNS`
     tokenizer,  # Of the model; None: rows hold ids
     *,
-    think: tuple = (None, None),  # Texts around the soft part of the completion, as in `Think`; None: its beginning, its end
+    think: tuple = (None, None),  # Texts around what is soft, as in `Think`; None: the completion's ends
     max_length: int | None = None,  # Cut rows to so many tokens; None leaves them whole
     context: int | None = None,  # The model's limit in tokens; None: any
 ) -> dict:  # `input_ids`, `labels`, `soft_mask`: lists, one entry per token
@@ -46,7 +46,8 @@ def encode_row(
         raise ValueError(f"It has {n} tokens, the model's context {context}; `max_length` cuts rows.")
     labels = item["input_ids"] if item.get("labels") is None else item["labels"]
     if all(x == -100 for x in labels[1:]):
-        raise ValueError("It has no token to learn: the completion is empty" + (", or cut off by `max_length`." if max_length else "."))
+        why = "the completion is empty" + (", or cut off by `max_length`" if max_length else "")
+        raise ValueError(f"It has no token to learn: {why}.")
     return item
 
 # %% ../nbs/03a_trainer.ipynb #02950118
@@ -58,18 +59,21 @@ ROW_COLUMNS = dict(
     token_type_ids="must be 0",
     completion_mask="0 where no loss is asked",
     assistant_masks="0 where no loss is asked",
-)  # Columns beside `input_ids` with one entry per token; `soft` has one entry, ids and probs, per soft position
+)  # Columns beside `input_ids`, one entry per token; `soft` has one, ids and probs, per soft position
 LOSS_MASKS = ("completion_mask", "assistant_masks")
-UNUSED_COLUMNS = ("seq_lengths", "seq_lens", "seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "shift_labels", "inputs_embeds", "decoder_input_ids",
-                  "loss_mask", "target_dists")  # They would change what is learned
+UNUSED_COLUMNS = (
+    "seq_lengths", "seq_lens", "seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "shift_labels", "inputs_embeds",
+    "decoder_input_ids", "loss_mask", "target_dists")  # They would change what is learned
 
 def _ids_row(row):
     "A row of ids, as its own masks mean it; raise for a column that would not be looked at."
-    item = {k: x.tolist() if hasattr(x, "tolist") else x for k, x in row.items() if x is not None or k not in ROW_COLUMNS}
+    given = {k: x for k, x in row.items() if x is not None or k not in ROW_COLUMNS}
+    item = {k: x.tolist() if hasattr(x, "tolist") else x for k, x in given.items()}
     _check_columns(item)
-    for name in LOSS_MASKS:
-        if name in item: item["labels"] = [x if m else -100 for x, m in zip(item.get("labels", item["input_ids"]), item[name])]
-    if not all(item.get("attention_mask", ())): item = _kept(item, [i for i, m in enumerate(item["attention_mask"]) if m])
+    for mask in (item[name] for name in LOSS_MASKS if name in item):
+        item["labels"] = [x if m else -100 for x, m in zip(item.get("labels", item["input_ids"]), mask)]
+    if not all(mask := item.get("attention_mask", ())):
+        item = _kept(item, [i for i, m in enumerate(mask) if m])
     if "position_ids" in item and list(item["position_ids"]) != list(range(len(item["input_ids"]))):
         raise ValueError(f"`position_ids` must count the tokens from 0; {ONE_BY_ONE}")
     return item
@@ -86,10 +90,11 @@ def _check_columns(item):
     if any(item.get("token_type_ids", ())):
         raise ValueError("`token_type_ids` other than 0 are not used in soft training; leave them out.")
     if not set(mask) <= {0, 1} or sum(not a and b for a, b in zip([0, *mask], mask)) != 1:
-        raise ValueError(f"`attention_mask` must have one block of 1, with pads at the ends only; {ONE_BY_ONE}")
+        raise ValueError(f"`attention_mask` must have one block of 1, pads at the ends only; {ONE_BY_ONE}")
     if "attention_mask" in item and any(x != -100 and not m for x, m in zip(item.get("labels", ()), mask)):
         raise ValueError("It has `labels` where its `attention_mask` is 0; set them to -100.")
-    if item.get("soft") is not None and len(item["soft"]) != (m := sum(map(bool, item.get("soft_mask", [1] * n)))):
+    m = sum(map(bool, item.get("soft_mask", [1] * n)))
+    if item.get("soft") is not None and len(item["soft"]) != m:
         raise ValueError(f"`soft` must have one entry per soft position, {m}, got {len(item['soft'])}.")
 
 # %% ../nbs/03a_trainer.ipynb #d45cf7c3
@@ -106,11 +111,15 @@ def _kept(item, keep):
 # %% ../nbs/03a_trainer.ipynb #9d901461
 def _text_row(row, tokenizer, think):
     "A row of text as ids."
-    if tokenizer is None: raise ValueError("`processing_class` must be the tokenizer, or the rows must have `input_ids`.")
-    if row.get("messages") is not None or isinstance(row.get("prompt"), (list, tuple)): return _chat_row(row, tokenizer, think)
-    if row.get("prompt") is not None and row.get("completion") is not None: return _completion_row(row, tokenizer, think)
-    if row.get("text") is None:
-        raise ValueError(f"It needs `prompt` and `completion`, `messages`, `text` or `input_ids`, got {', '.join(map(str, row)) or 'nothing'}.")
+    if tokenizer is None:
+        raise ValueError("`processing_class` must be the tokenizer, or the rows must have `input_ids`.")
+    has = lambda name: row.get(name) is not None
+    talks = has("messages") or isinstance(row.get("prompt"), (list, tuple))
+    if talks: return _chat_row(row, tokenizer, think)
+    if has("prompt") and has("completion"): return _completion_row(row, tokenizer, think)
+    if not has("text"):
+        raise ValueError("It needs `prompt` and `completion`, `messages`, `text` or `input_ids`, got "
+                         f"{', '.join(map(str, row)) or 'nothing'}.")
     ids, after = _around(tokenizer, row["text"])
     end = _end(tokenizer, ids, after)
     soft = _soft_part(tokenizer, think, ids)
@@ -119,7 +128,8 @@ def _text_row(row, tokenizer, think):
 # %% ../nbs/03a_trainer.ipynb #83bb4296
 def _completion_row(row, tokenizer, think):
     "A prompt and what is learned after it."
-    (prompt, after), ids = _around(tokenizer, row["prompt"]), tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+    prompt, after = _around(tokenizer, row["prompt"])
+    ids = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
     end, soft = _end(tokenizer, ids, after), _soft_part(tokenizer, think, ids, prompt)
     return dict(input_ids=prompt + ids + end, labels=[-100] * len(prompt) + ids + end,
                 soft_mask=[False] * len(prompt) + soft + [False] * len(end))
@@ -150,7 +160,7 @@ def _soft_part(tokenizer, think, ids, before=()):
 
 # %% ../nbs/03a_trainer.ipynb #fff5acc1
 def _chat_row(row, tokenizer, think):
-    "A conversation, of which every turn of the assistant is learned (of `completion`, where there is a `prompt`)."
+    "A conversation, of which the assistant's turns are learned (of `completion`, where there is a `prompt`)."
     ids, spans, closes = _turns(row, tokenizer)
     labels, soft = [-100] * len(ids), [False] * len(ids)
     for a, b in spans: labels[a:b], soft[a:b] = ids[a:b], _soft_part(tokenizer, think, ids[a:b], ids[:a])
@@ -160,15 +170,17 @@ def _chat_row(row, tokenizer, think):
 # %% ../nbs/03a_trainer.ipynb #7042d579
 def _turns(row, tokenizer):
     "Ids of a conversation, where the assistant speaks in them, and whether it has the last word."
-    alone = row.get("messages") is not None
-    talk, first = (list(row["messages"]), 0) if alone else ([*row["prompt"], *row["completion"]], len(row["prompt"]))
+    before, after = (), row.get("messages")
+    if after is None: before, after = row["prompt"], row["completion"]
+    talk, first = [*before, *after], len(before)
     speaks = [i for i, m in enumerate(talk) if i >= first and m["role"] == "assistant"]
     if not speaks:
         others = ", ".join(m["role"] for m in talk[first:])
         raise ValueError(f"It has no turn of the assistant to learn, only of {others or 'nobody'}.")
     options = dict(tools=row.get("tools"), **(row.get("chat_template_kwargs") or {}))
-    marked = re.search(r"\{%-?\s*generation\b", tokenizer.get_chat_template(options.get("chat_template"), options["tools"]))
-    ids, spans = (_marked_turns if marked else _found_turns)(partial(_rendered, tokenizer, options), talk, first, speaks)
+    template = tokenizer.get_chat_template(options.get("chat_template"), options["tools"])
+    turns = _marked_turns if re.search(r"\{%-?\s*generation\b", template) else _found_turns
+    ids, spans = turns(partial(_rendered, tokenizer, options), talk, first, speaks)
     return ids, spans, speaks[-1] == len(talk) - 1
 
 # %% ../nbs/03a_trainer.ipynb #0eee7010
@@ -182,14 +194,16 @@ def _rendered(tokenizer, options, talk, **more):
 # %% ../nbs/03a_trainer.ipynb #e988dc7f
 def _marked_turns(render, talk, first, speaks):
     "The turns that the template itself marks."
-    out, prompt = render(talk, return_assistant_tokens_mask=True), render(talk[:first], add_generation_prompt=True) if first else []
+    out = render(talk, return_assistant_tokens_mask=True)
+    prompt = render(talk[:first], add_generation_prompt=True) if first else []
     start = next((i for i, (x, y) in enumerate(zip(out["input_ids"], prompt)) if x != y), len(prompt))
     learned = [bool(m) and i >= start for i, m in enumerate(out["assistant_masks"])]
     if not any(learned):
-        raise ValueError("The chat template marks no token of the assistant with {% generation %}; that needs a fast tokenizer.")
+        raise ValueError("The chat template marks no token of the assistant with {% generation %}; "
+                         "that needs a fast tokenizer.")
     edges = [i for i, (a, b) in enumerate(zip([False, *learned], [*learned, False])) if a != b]
-    if len(edges) // 2 < len(speaks):  # transformers before 5.24 marks all up to the end where a mark ends in white space
-        raise ValueError(f"The chat template marks {len(edges) // 2} of {len(speaks)} turns of the assistant; "
+    if (n := len(edges) // 2) < len(speaks):  # transformers before 5.24, where a mark ends in white space
+        raise ValueError(f"The chat template marks {n} of {len(speaks)} turns of the assistant; "
                          "let its marks end in a token, not in white space.")
     return out["input_ids"], list(zip(edges[::2], edges[1::2]))
 
@@ -199,29 +213,32 @@ def _found_turns(render, talk, first, speaks):
     ids, spans = render(talk), {}
     for i in speaks:
         before, through = render(talk[:i], add_generation_prompt=True) if i else [], render(talk[:i + 1])
-        if ids[:len(before)] == before and ids[:len(through)] == through: spans[i] = (len(before), len(through))
+        a, b = len(before), len(through)
+        if ids[:a] == before and ids[:b] == through: spans[i] = (a, b)
     if speaks[-1] not in spans:
-        raise ValueError("The chat template changes earlier turns; give `prompt` and `completion` as text, or mark the turns "
-                         "with {% generation %}.")
+        raise ValueError("The chat template changes earlier turns; give `prompt` and `completion` as text, "
+                         "or mark the turns with {% generation %}.")
     if len(spans) < len(speaks):
-        warnings.warn("The chat template changes earlier turns: of some conversations only the last turns of the assistant are learned; "
-                      "a template with {% generation %} marks has all of them learned.")
+        warnings.warn("The chat template changes earlier turns: of some conversations only the last turns "
+                      "of the assistant are learned; a template with {% generation %} marks has all of them "
+                      "learned.")
     return ids, list(spans.values())
 
 # %% ../nbs/03a_trainer.ipynb #ae596ca6
 def _is_closed(tokenizer, ids):
     "Whether a turn ends in a special token, but for white space."
-    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
+    added = tokenizer.added_tokens_decoder.items()
+    special = {*tokenizer.all_special_ids, *(i for i, t in added if t.special)}
     last = next((i for i in reversed(ids) if i in special or tokenizer.decode([i]).strip()), None)
     return last in special
 
 # %% ../nbs/03a_trainer.ipynb #e98ba7df
 def encode_rows(
-    rows,  # A data set of `datasets` or of torch, also one to iterate over, a list of dicts, or a dict of such
+    rows,  # A data set of `datasets` or of torch, also a stream, a list of dicts, or a dict of such
     tokenizer,  # Of the model; None: rows hold ids
     *,
-    dropped: list | None = None,  # Rows that cannot be used are left out, and (number, reason) added here; None: they are an error
-    ids: bool = True,  # Whether data sets of torch that hold ids already are checked and cut, too; False leaves them to their collator
+    dropped: list | None = None,  # Takes (number, reason) of unusable rows; None: they are an error
+    ids: bool = True,  # Check and cut data sets of torch that hold ids, too; False: their collator does
     **options,  # As in `encode_row`
 ):  # The same kind of data set, with ids
     "All rows of a dataset as ids; an error names the rows."
@@ -230,10 +247,12 @@ def encode_rows(
     encode = partial(encode_row, tokenizer=tokenizer, **options)
     if isinstance(rows, torch.utils.data.IterableDataset): return EncodedStream(rows, encode, dropped)
     if not hasattr(rows, "__getitem__"):
-        raise TypeError(f"A data set must be one of datasets or torch, or a list of rows, got {type(rows).__name__}.")
+        raise TypeError("A data set must be one of datasets or torch, or a list of rows, got "
+                        f"{type(rows).__name__}.")
     if len(rows) == 0: raise ValueError("The dataset is empty.")
     if not isinstance(first := rows[0], dict): return rows
-    if hasattr(rows, "map"): return _encoded_table(rows, encode, dropped, [] if "input_ids" in first else list(first))
+    if hasattr(rows, "map"):
+        return _encoded_table(rows, encode, dropped, remove=[] if "input_ids" in first else list(first))
     if isinstance(rows, (list, tuple)): return _encoded_list(rows, encode, dropped)
     return rows if "input_ids" in first and not ids else _encoded_lazily(rows, encode, dropped)
 
@@ -252,7 +271,7 @@ def _encoded_list(rows, encode, dropped):
 
 # %% ../nbs/03a_trainer.ipynb #a51976fa
 def _encoded_table(rows, encode, dropped, remove):
-    "A table; what is wrong with a row is a column of it at first, because `map` may read its results from a cache."
+    "A table; what is wrong with a row is a column at first, for `map` may read its results from a cache."
     def one(row):
         item, why = _tried(encode, row)
         if item is None: item = dict(row) if remove == [] else dict(input_ids=[], labels=[], soft_mask=[])
@@ -269,11 +288,13 @@ def _encoded_table(rows, encode, dropped, remove):
 def _encoded_lazily(rows, encode, dropped):
     if dropped is None: return EncodedRows(rows, encode)
     if hasattr(rows, "set_epoch"):
-        raise ValueError("Rows that change from epoch to epoch cannot be left out beforehand; give them without those.")
+        raise ValueError("Rows that change from epoch to epoch cannot be left out beforehand; "
+                         "give them without those.")
     bad = [(i, why) for i in range(len(rows)) if (why := _tried(encode, rows[i])[1])]
     _unusable(bad, dropped, len(rows))
     wrong = {i for i, _ in bad}
-    return EncodedRows(torch.utils.data.Subset(rows, [i for i in range(len(rows)) if i not in wrong]) if bad else rows, encode)
+    if bad: rows = torch.utils.data.Subset(rows, [i for i in range(len(rows)) if i not in wrong])
+    return EncodedRows(rows, encode)
 
 # %% ../nbs/03a_trainer.ipynb #5eb51ec3
 def _unusable(bad, dropped, n):
@@ -309,7 +330,7 @@ class EncodedRows(torch.utils.data.Dataset):
 
 # %% ../nbs/03a_trainer.ipynb #51fd09f2
 class EncodedStream(torch.utils.data.IterableDataset):
-    "A data set to iterate over whose rows are encoded as they come; rows that are no dicts are left as they are."
+    "A stream whose rows are encoded as they come; rows that are no dicts are left as they are."
     def __init__(
         self,
         rows,  # The data set
@@ -338,15 +359,16 @@ class SoftCollator:
 
     def __call__(
         self,
-        rows: list[dict],  # `input_ids`, and where there are any the `ROW_COLUMNS`, and `soft`: (ids, probs) per soft position
-    ) -> dict:  # `input_ids, attention_mask, labels, soft_mask` `(b, t)`; `target_dists` `(b, t, k)` if a row has `soft`
+        rows: list[dict],  # `input_ids`, any of the `ROW_COLUMNS`, and `soft`: (ids, probs) per soft position
+    ) -> dict:  # The fields of a `Batch`, `(b, t)`; `target_dists` `(b, t, k)` if a row has `soft`
         "A batch for `soft_sampling_train_step`; position 0 is never learned, for nothing predicts it."
         rows = [_ids_row(r) for r in rows]
         rows = [{"labels": r["input_ids"], "soft_mask": [True] * len(r["input_ids"]), **r} for r in rows]
         lengths = torch.tensor([len(r["input_ids"]) for r in rows])
         t = int(lengths.max())
         pad = lambda name, value: torch.tensor([list(r[name]) + [value] * (t - len(r[name])) for r in rows])
-        batch = dict(input_ids=pad("input_ids", self.pad_token_id), labels=pad("labels", -100), soft_mask=pad("soft_mask", False).bool(),
+        batch = dict(input_ids=pad("input_ids", self.pad_token_id), labels=pad("labels", -100),
+                     soft_mask=pad("soft_mask", False).bool(),
                      attention_mask=(torch.arange(t) < lengths[:, None]).long())
         batch["labels"][:, 0] = -100
         if any(r.get("soft") is not None for r in rows): batch["target_dists"] = soft_targets(rows, batch)
@@ -359,7 +381,8 @@ def soft_targets(
 ) -> TokenDist:  # `(b, t, k)`
     "One-hot everywhere, then the soft targets in their places."
     own = [ids[soft].tolist() for ids, soft in zip(batch["input_ids"], batch["soft_mask"])]
-    given = [[([i], [1.]) for i in mine] if r.get("soft") is None else r["soft"] for r, mine in zip(rows, own)]
+    one_hot = lambda ids: [([i], [1.]) for i in ids]
+    given = [one_hot(mine) if r.get("soft") is None else r["soft"] for r, mine in zip(rows, own)]
     soft = [step for steps in given for step in steps]
     width = max((len(ids) for ids, _ in soft), default=1)
     ids = batch["input_ids"].unsqueeze(-1).repeat(1, 1, width)  # (b, t, k)
@@ -372,12 +395,14 @@ def soft_targets(
 # %% ../nbs/03a_trainer.ipynb #456fa6ee
 def freeze(
     model,  # A causal language model
-    *parts: str,  # "embeddings", "head", "first:n", "last:n" (layers), or a pattern of parameter names such as "*.mlp.*"
+    *parts: str,  # "embeddings", "head", "first:n", "last:n" (layers), or a pattern such as "*.mlp.*"
 ) -> int:  # How many numbers are still trained
     "Switch off the gradients of these parts."
     for part in parts:
         found = list(_part(model, part))
-        if not found: raise ValueError(f"`freeze` found no parameter for {part!r}; say embeddings, head, first:n, last:n or a pattern.")
+        if not found:
+            raise ValueError(f"`freeze` found no parameter for {part!r}; say embeddings, head, first:n, "
+                             "last:n or a pattern.")
         for p in found: p.requires_grad_(False)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -385,13 +410,16 @@ def freeze(
 def _part(model, part):
     "The parameters that a name stands for."
     if part == "embeddings": return model.get_input_embeddings().parameters()
-    if part == "head": return () if model.get_output_embeddings() is None else model.get_output_embeddings().parameters()
+    if part == "head":
+        head = model.get_output_embeddings()
+        return () if head is None else head.parameters()
     if place := re.fullmatch(r"(first|last):(\d+)", part):
         n = model.config.get_text_config().num_hidden_layers
         layers = next((m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == n), [])
         count = int(place[2])
         if not 1 <= count <= n: raise ValueError(f"`freeze` {part!r}: the model has {n} layers.")
-        return [p for layer in (layers[:count] if place[1] == "first" else layers[-count:]) for p in layer.parameters()]
+        frozen = layers[:count] if place[1] == "first" else layers[-count:]
+        return [p for layer in frozen for p in layer.parameters()]
     return [p for name, p in model.named_parameters() if fnmatch(name, part)]
 
 # %% ../nbs/03a_trainer.ipynb #88e7bcbf
@@ -429,28 +457,45 @@ class SoftModule(nn.Module):
         **more,  # What else the batch holds: checked, or refused
     ) -> dict:  # `loss`, `tokens`, and in an evaluation `sums`
         "One step of training, or of evaluation."
-        batch = dict(input_ids=input_ids, labels=labels, attention_mask=attention_mask, soft_mask=soft_mask, target_dists=target_dists, **more)
-        agree = _most if self.together else None
+        batch = dict(input_ids=input_ids, labels=labels, attention_mask=attention_mask, soft_mask=soft_mask,
+                     target_dists=target_dists, **more)
         if self.together: batch, guidance_alpha = _pad_together(batch, guidance_alpha)
-        options = dict(self.options, beta=0., kl_weight=0.) if bare else self.options
         if floor_samples is None:
-            with _gathered(self):
-                loss, tokens = soft_sampling_train_step(self.model, dict(batch, num_items_in_batch=num_items_in_batch), guidance_alpha,
-                                                        noise=self._noise(batch["input_ids"]), agree=agree, log=self.log, **options)
-            if self.learned is not None: loss = loss + 0 * sum(p.sum() for p in self.learned.parameters())  # a graph also at share 1
-            return dict(loss=loss, tokens=tokens[:, :input_ids.shape[1]])
-        options = {k: self.options[k] for k in ("guidance", "sampling", "mixer", "reference") if k in self.options}
-        sums, tokens = evaluate_batch(self.model, batch, floor_samples=floor_samples, agree=agree, **options)
-        return dict(loss=sums["loss"] / sums["targets"], tokens=tokens[:, :input_ids.shape[1]], sums=sums)
+            batch["num_items_in_batch"] = num_items_in_batch
+            out = self._train_step(batch, guidance_alpha, dict(beta=0., kl_weight=0.) if bare else {})
+        else: out = self._evaluation(batch, floor_samples)
+        return dict(out, tokens=out["tokens"][:, :input_ids.shape[1]])
+
+    def _train_step(self, batch, guidance_alpha, changed):
+        "The loss to differentiate."
+        plugs = dict(noise=self._noise(batch["input_ids"]), agree=self._agree(), log=self.log)
+        with _gathered(self):
+            loss, tokens = soft_sampling_train_step(
+                self.model, batch, guidance_alpha, **plugs, **self.options | changed)
+        if self.learned is not None:
+            loss = loss + 0 * sum(p.sum() for p in self.learned.parameters())  # a graph also at share 1
+        return dict(loss=loss, tokens=tokens)
+
+    def _evaluation(self, batch, floor_samples):
+        "The sums of an evaluation."
+        names = "guidance", "sampling", "mixer", "reference"
+        options = {k: self.options[k] for k in names if k in self.options}
+        options |= dict(floor_samples=floor_samples, agree=self._agree())
+        sums, tokens = evaluate_batch(self.model, batch, **options)
+        return dict(loss=sums["loss"] / sums["targets"], tokens=tokens, sums=sums)
+
+    def _agree(self): return _most if self.together else None
 
     def _noise(self, ids):
         "One draw for all passes, where the mixer can make it beforehand."
         mixer, sampling = self.options.get("mixer"), self.options.get("sampling")
         if not hasattr(mixer, "noise_for"): return None
         v = k = self.model.config.get_text_config().vocab_size
-        if type(sampling) is Sampling and sampling.mass is None and sampling.temperature != 0: k = min(sampling.top_k or v, v)  # else per token
-        like = torch.empty(ids.shape[0], ids.shape[1] - 1, k, device=ids.device, dtype=torch.promote_types(self.model.dtype, torch.float32))
-        return self.options["mixer"].noise_for(like)
+        fixed = type(sampling) is Sampling and sampling.mass is None and sampling.temperature != 0
+        if fixed: k = min(sampling.top_k or v, v)  # else one for each token
+        b, t = ids.shape
+        dtype = torch.promote_types(self.model.dtype, torch.float32)
+        return mixer.noise_for(torch.empty(b, t - 1, k, device=ids.device, dtype=dtype))
 
 # %% ../nbs/03a_trainer.ipynb #5ec83076
 def _most(x):
@@ -463,7 +508,7 @@ def _most(x):
 # %% ../nbs/03a_trainer.ipynb #d3d6c43a
 @contextmanager
 def _gathered(module):
-    "Hops are backward passes inside the forward; FSDP 2 would free the outermost weights after the first of them."
+    "Hops are backward passes inside the forward; FSDP 2 would free the outermost weights after the first."
     free = getattr(module, "set_reshard_after_backward", lambda *args, **kwargs: None)
     free(False, recurse=False)
     try: yield
@@ -471,24 +516,29 @@ def _gathered(module):
 
 # %% ../nbs/03a_trainer.ipynb #5e26d695
 def _pad_together(batch, share):
-    "Where weights are sharded all processes must run the model equally often: give all batches one length, and one kind of targets."
-    ids = batch["input_ids"]
-    if _most(batch["target_dists"] is not None) and batch["target_dists"] is None: batch = dict(batch, target_dists=TokenDist.one_hot(ids))
-    if (extra := int(_most(ids.shape[1])) - ids.shape[1]) == 0: return batch, share
-    given = dict(batch, attention_mask=torch.ones_like(ids) if batch["attention_mask"] is None else batch["attention_mask"])
+    "One length and one kind of targets: with sharded weights all processes run the model equally often."
+    ids, dists, mask = (batch[k] for k in ("input_ids", "target_dists", "attention_mask"))
+    if _most(dists is not None) and dists is None: dists = TokenDist.one_hot(ids)
+    if (extra := int(_most(ids.shape[1])) - ids.shape[1]) == 0: return dict(batch, target_dists=dists), share
     pad = lambda x, value: None if x is None else torch.nn.functional.pad(x, (0, extra), value=value)
-    out = {k: pad(v, -100 if k == "labels" else 0) for k, v in given.items() if k != "target_dists"}
+    given = dict(batch, attention_mask=torch.ones_like(ids) if mask is None else mask, target_dists=None)
+    out = {k: pad(v, -100 if k == "labels" else 0) for k, v in given.items()}
     if isinstance(share, Tensor) and share.dim() == 2: share = pad(share, 1.)
-    if (dists := batch["target_dists"]) is None: return dict(out, target_dists=None), share
-    one = TokenDist.one_hot(out["input_ids"][:, -extra:], dists.probs.dtype)
-    k = dists.probs.shape[-1]
+    if dists is not None: out["target_dists"] = _longer(dists, out["input_ids"][:, -extra:])
+    return out, share
+
+def _longer(dists, ids):
+    "Distributions `(b, t, k)` with these tokens, one-hot, behind them."
+    one, k = TokenDist.one_hot(ids, dists.probs.dtype), dists.probs.shape[-1]
     probs = torch.nn.functional.pad(one.probs, (0, k - 1))
-    return dict(out, target_dists=TokenDist(torch.cat([dists.ids, one.ids.expand(-1, -1, k)], 1), torch.cat([dists.probs, probs], 1))), share
+    return TokenDist(torch.cat([dists.ids, one.ids.expand(-1, -1, k)], 1), torch.cat([dists.probs, probs], 1))
 
 # %% ../nbs/03a_trainer.ipynb #1e9ccaf2
 REFUSED_ARGUMENTS = dict(
-    label_smoothing_factor="its targets are the labels, or the distributions in `soft`; `beta` below 0 keeps predictions open",
-    neftune_noise_alpha="the noise in the embeddings would change from one pass over the same inputs to the next",
+    label_smoothing_factor="its targets are the labels, or the distributions in `soft`; "
+                           "`beta` below 0 keeps predictions open",
+    neftune_noise_alpha="the noise in the embeddings would change from one pass over the same inputs "
+                        "to the next",
     use_liger_kernel="the Trainer applies it to bare models only; apply it to the model beforehand",
     remove_unused_columns="it would drop the targets in `soft`; rows may have columns that are not used",
 )  # Of `TrainingArguments`, and why
@@ -497,7 +547,7 @@ REFUSED_ARGUMENTS = dict(
 @dataclass
 class SoftTrainingArguments(TrainingArguments):
     "Everything that the Trainer takes, and how soft training is done."
-    guidance_schedule: str = "linear"  # "constant", "linear", "cosine" or "inverse_sigmoid", see `GuidanceSchedule`
+    guidance_schedule: str = "linear"  # "constant", "linear", "cosine", "inverse_sigmoid"; `GuidanceSchedule`
     guidance_start: float = 1.  # Share of the truth during the warm-up, in [0, 1]
     guidance_floor: float = .25  # Share at the end, in [0, 1]
     guidance_warmup: float = .1  # Part of the training that stays at the start, in [0, 1]
@@ -517,20 +567,21 @@ class SoftTrainingArguments(TrainingArguments):
     think_start: str | None = None  # Text after which a completion is soft; None: from its beginning
     think_end: str | None = None  # Text before which it is soft; None: to its end
     max_length: int | None = None  # Cut rows to so many tokens
-    drop_unusable: bool = False  # Leave out rows that cannot be learned from, with a warning that counts them; False: an error names them
+    drop_unusable: bool = False  # Leave out unusable rows, with a warning; False: an error names them
     floor_samples: int = 4  # Continuations behind the estimate of the floor in evaluations; 0 leaves it out
-    warmup_steps: float | None = None  # Of the learning rate, steps or a share below 1; None: as long as `guidance_warmup`
+    warmup_steps: float | None = None  # Of the learning rate, steps or a share; None: `guidance_warmup`
     use_cache: bool = True  # Kept in the model's configuration
     remove_unused_columns: bool | None = False  # Rows are made to measure; True is refused
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])  # In batches
 
     def __post_init__(self):
         if self.warmup_steps is None: self.warmup_steps = self.guidance_warmup
-        if self.engine not in ENGINES: raise ValueError(f"`engine` must be one of {', '.join(ENGINES)}, got {self.engine!r}.")
+        if self.engine not in ENGINES:
+            raise ValueError(f"`engine` must be one of {', '.join(ENGINES)}, got {self.engine!r}.")
         if self.engine == "sequential": self.passes = self.hops = self.tolerance = None
         for name, least in dict(floor_samples=0, max_length=2).items():
-            value = getattr(self, name)
-            if value is not None and value < least: raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {value}.")
         self.schedule(), self.sampling()
         self.dataloader_pin_memory &= torch.accelerator.is_available()
         super().__post_init__()
@@ -539,28 +590,36 @@ class SoftTrainingArguments(TrainingArguments):
     def _check_inherited(self):
         "Refuse options of `TrainingArguments` that soft training could not hold."
         for name, why in REFUSED_ARGUMENTS.items():
-            if value := getattr(self, name, None): raise ValueError(f"`{name}`={value!r} cannot be used in soft training: {why}.")
-        kinds = [kind for kind in ("activation_checkpointing", "gradient_checkpointing") if getattr(self, kind, None)]
-        if kinds and self.engine == "sequential":
-            raise ValueError("Gradient checkpointing silently drops the cache of a rollout; use `engine='parallel'`, or switch it off.")
-        if any((getattr(self, f"{kind}_kwargs", None) or {}).get("use_reentrant") for kind in kinds):
-            raise ValueError("`use_reentrant=True` cannot be used in soft training: hops are backward passes inside the step; "
-                             "leave it out.")
+            if value := getattr(self, name, None):
+                raise ValueError(f"`{name}`={value!r} cannot be used in soft training: {why}.")
+        self._check_checkpointing()
         if self.accelerator_config.dispatch_batches:
-            raise ValueError("`dispatch_batches=True` cannot be used in soft training: batches differ in length; leave it out, "
-                             "every process then reads its own.")
+            raise ValueError("`dispatch_batches=True` cannot be used in soft training: batches differ in "
+                             "length; leave it out, every process then reads its own.")
         self.accelerator_config.dispatch_batches = False
         if (parallel := self.parallelism_config) is not None and (parallel.cp_enabled or parallel.sp_enabled):
-            raise ValueError("`parallelism_config` splits sequences over processes, but a soft position needs all before it; "
-                             "leave out cp and sp.")
+            raise ValueError("`parallelism_config` splits sequences over processes, but a soft position "
+                             "needs all before it; leave out cp and sp.")
+
+    def _check_checkpointing(self):
+        "Activations may be computed again, but not in a rollout, nor while a backward pass runs."
+        names = "activation_checkpointing", "gradient_checkpointing"
+        kinds = [name for name in names if getattr(self, name, None)]
+        if kinds and self.engine == "sequential":
+            raise ValueError("Gradient checkpointing silently drops the cache of a rollout; use "
+                             "`engine='parallel'`, or switch it off.")
+        if any((getattr(self, f"{kind}_kwargs", None) or {}).get("use_reentrant") for kind in kinds):
+            raise ValueError("`use_reentrant=True` cannot be used in soft training: hops are backward passes "
+                             "inside the step; leave it out.")
 
     def schedule(self) -> GuidanceSchedule:
         "The share of the truth, as a function of progress."
-        return GuidanceSchedule(self.guidance_schedule, self.guidance_start, self.guidance_floor, self.guidance_warmup, self.guidance_hold)
+        return GuidanceSchedule(self.guidance_schedule, self.guidance_start, self.guidance_floor,
+                                self.guidance_warmup, self.guidance_hold)
 
     def sampling(self) -> Sampling | None:  # None: the full softmax
         "The mixing filters."
-        sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+        sampling = Sampling(self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
         return None if sampling == Sampling() else sampling
 
 # %% ../nbs/03a_trainer.ipynb #75cc09a2
@@ -568,8 +627,8 @@ def complete_checkpoints(
     folder: str | Path,  # `output_dir` of the training
 ) -> list[Path]:  # Oldest first
     "Checkpoint folders that can be resumed from."
-    step = lambda p: int(p.name.rsplit("-", 1)[1])
-    return sorted((p for p in Path(folder).glob("checkpoint-*") if p.name[11:].isdecimal() and _is_complete(p)), key=step)
+    numbered = (p for p in Path(folder).glob("checkpoint-*") if p.name[11:].isdecimal())
+    return sorted(filter(_is_complete, numbered), key=lambda p: int(p.name[11:]))
 
 # %% ../nbs/03a_trainer.ipynb #d01e2026
 def _is_complete(folder):
@@ -582,10 +641,12 @@ def _is_complete(folder):
 # %% ../nbs/03a_trainer.ipynb #3f34c4bd
 def _has_weights(folder):
     "Whether there are weights of a kind that the Trainer resumes from, and all of their files open."
-    kinds = ("*.safetensors", "*/adapter_model.safetensors", "pytorch_model*.bin", "adapter_model.bin", "*/adapter_model.bin")
+    kinds = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "*/adapter_model.safetensors",
+             "*/adapter_model.bin")
     files = [f for kind in kinds for f in folder.glob(kind) if f.is_file()]
-    try: parts = {name for index in folder.glob("*.index.json") for name in json.loads(index.read_text())["weight_map"].values()}
+    try: maps = [json.loads(index.read_text())["weight_map"] for index in folder.glob("*.index.json")]
     except (OSError, ValueError, KeyError): return False
+    parts = {name for places in maps for name in places.values()}
     if not all(map(_opens, files)) or not all((folder / name).is_file() for name in parts): return False
     return bool(files or _is_sharded(folder))
 
@@ -602,21 +663,22 @@ def _opens(file):
 def _is_sharded(folder):
     "Whether FSDP or DeepSpeed wrote their parts to the end."
     if any((part / ".metadata").is_file() for part in folder.glob("pytorch_model_fsdp*")): return True
-    latest = folder / "latest"
-    return latest.is_file() and any((folder / latest.read_text(encoding="utf-8").strip()).glob("*model_states.pt"))
+    if not (latest := folder / "latest").is_file(): return False
+    return any((folder / latest.read_text(encoding="utf-8").strip()).glob("*model_states.pt"))
 
 # %% ../nbs/03a_trainer.ipynb #3028a0ad
 NOTE = "soft_checkpoint.json"  # Run, step, time and completeness of a checkpoint, in its folder
 
 def checkpoint_note(
     folder: str | Path,  # A checkpoint
-) -> dict:  # `run`, `step`, `at` (seconds), `complete`; empty if it is another's: a link, a copy under another name, a folder without a note
+) -> dict:  # `run`, `step`, `at` (seconds), `complete`; empty for a link, a renamed copy, or without a note
     "What a `SoftTrainer` noted about a folder when it wrote it."
     folder = Path(folder)
     try: note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
     except (OSError, ValueError): return {}
-    ours = isinstance(note, dict) and {"run", "step", "at", "complete"} <= set(note) and folder.name == f"checkpoint-{note['step']}"
-    return note if ours and not folder.is_symlink() else {}
+    if folder.is_symlink() or not isinstance(note, dict): return {}
+    ours = {"run", "step", "at", "complete"} <= set(note) and folder.name == f"checkpoint-{note['step']}"
+    return note if ours else {}
 
 # %% ../nbs/03a_trainer.ipynb #85ff9d65
 def _write_note(folder, run, complete):
@@ -629,13 +691,16 @@ def _write_note(folder, run, complete):
 class _Rows:
     "A data set of the trainer, encoded whenever it is given."
     def __set_name__(self, owner, name): self.name = name
-    def __get__(self, trainer, owner=None): return self if trainer is None else trainer.__dict__.get(self.name)
-    def __set__(self, trainer, rows): trainer.__dict__[self.name] = trainer.encode(rows, to_evaluate=self.name == "eval_dataset")
+    def __get__(self, trainer, owner=None):
+        return self if trainer is None else trainer.__dict__.get(self.name)
+
+    def __set__(self, trainer, rows):
+        trainer.__dict__[self.name] = trainer.encode(rows, to_evaluate=self.name == "eval_dataset")
 
 # %% ../nbs/03a_trainer.ipynb #e0eae0d8
 @dataclass
 class _Complete:
-    "A collator whose batches have their tokens at the left and all their labels, so that targets are counted right."
+    "A collator whose batches have tokens at the left and all labels, so that targets are counted right."
     collate: Callable  # Rows -> batch
 
     def __call__(self, rows):
@@ -655,20 +720,20 @@ class SoftTrainer(Trainer):
         model=None,  # A causal language model; None: `model_init` makes it, anew for every training
         args: SoftTrainingArguments | None = None,  # None: the defaults
         data_collator: Callable | None = None,  # Rows -> batch; None: `SoftCollator`
-        train_dataset=None,  # Rows as in `encode_rows`, or of another form with a `data_collator` that knows it
+        train_dataset=None,  # Rows as in `encode_rows`, or others with a `data_collator` that knows them
         eval_dataset=None,  # The same, or a dict of them
         processing_class=None,  # Tokenizer
         *,
-        sampling: Callable | None = None,  # Mixing filters, trained too if they are a module; None: those of `args`
+        sampling: Callable | None = None,  # Mixing filters, if a module trained too; None: those of `args`
         mixer: Callable = plain_mixer,  # Distribution -> soft token
         guidance_schedule: Callable | None = None,  # Progress in [0, 1] -> share; None: that of `args`
-        reference: nn.Module | None = None,  # Frozen model to stay near; None: under peft, the model without adapters
+        reference: nn.Module | None = None,  # Frozen model to stay near; None: `model` without its adapters
         peft_config=None,  # Adapters to train instead of the model
         **kwargs,  # Of `transformers.Trainer`
     ):
         self.args = SoftTrainingArguments("soft_model") if args is None else args
-        self.plugs = dict(sampling=sampling, mixer=mixer, guidance_schedule=guidance_schedule, reference=reference,
-                          peft_config=peft_config)
+        self.plugs = dict(sampling=sampling, mixer=mixer, guidance_schedule=guidance_schedule,
+                          reference=reference, peft_config=peft_config)
         self._check(kwargs)
         if reference is not None: reference.eval().requires_grad_(False).to(self.args.device)
         self._tokenizer, self.dropped, self._sums, self._meter = processing_class, [], {}, {}
@@ -693,10 +758,12 @@ def _check(self: SoftTrainer, options):
     if not isinstance(self.args, SoftTrainingArguments):
         raise TypeError(f"`args` must be SoftTrainingArguments, got {type(self.args).__name__}.")
     for name, why in REFUSED_OPTIONS.items():
-        if options.get(name) is not None: raise ValueError(f"`{name}` cannot be used in soft training: {why}.")
+        if options.get(name) is not None:
+            raise ValueError(f"`{name}` cannot be used in soft training: {why}.")
     if self.args.n_gpu > 1:
-        raise ValueError(f"Soft training runs one process per GPU, got {self.args.n_gpu} GPUs in one process: start it with `accelerate launch`, "
-                         "or show it one GPU with CUDA_VISIBLE_DEVICES.")
+        raise ValueError(f"Soft training runs one process per GPU, got {self.args.n_gpu} GPUs in one "
+                         "process: start it with `accelerate launch`, or show it one GPU with "
+                         "CUDA_VISIBLE_DEVICES.")
 
 # %% ../nbs/03a_trainer.ipynb #9aaf74d5
 @patch
@@ -707,8 +774,10 @@ def _module(self: SoftTrainer, model, optimizers=None):
     if config is not None: model = _with_adapters(model, config, self.args.seed)
     if self.args.kl_weight and reference is None and not hasattr(model, "disable_adapter"):
         raise ValueError("`kl_weight` needs a `reference`, or peft adapters that can be switched off.")
-    if isinstance(sampling, nn.Module) and getattr(self, "model_init", None) is not None: sampling = copy.deepcopy(sampling)
-    self.soft = SoftModule(model, sampling=sampling or self.args.sampling(), mixer=self.plugs["mixer"], reference=reference)
+    anew = getattr(self, "model_init", None) is not None
+    if anew and isinstance(sampling, nn.Module): sampling = copy.deepcopy(sampling)
+    filters = sampling or self.args.sampling()
+    self.soft = SoftModule(model, sampling=filters, mixer=self.plugs["mixer"], reference=reference)
     self._settle()
     _check_optimizer((optimizers or (None,))[0], self.soft)
     return self.soft
@@ -718,7 +787,8 @@ def _module(self: SoftTrainer, model, optimizers=None):
 def _settle(self: SoftTrainer):
     "Do as the arguments say now: a search changes them from one training to the next."
     self.share = self.plugs["guidance_schedule"] or self.args.schedule()
-    self.soft.options.update({k: getattr(self.args, k) for k in ("engine", "passes", "hops", "tolerance", "guidance", "beta", "kl_weight")})
+    for name in ("engine", "passes", "hops", "tolerance", "guidance", "beta", "kl_weight"):
+        self.soft.options[name] = getattr(self.args, name)
     if self.plugs["sampling"] is None: self.soft.options["sampling"] = self.args.sampling()
 
 # %% ../nbs/03a_trainer.ipynb #0a75bf63
@@ -736,7 +806,7 @@ def call_model_init(
 @patch
 def hyperparameter_search(
     self: SoftTrainer,
-    hp_space: Callable | None = None,  # As in `Trainer.hyperparameter_search`, like the rest; it may name any of `SoftTrainingArguments`
+    hp_space: Callable | None = None,  # Of `Trainer.hyperparameter_search`; it may name any of our arguments
     compute_objective: Callable | None = None,  # Metrics -> number; None: the loss at share 0
     **kwargs,  # Of `Trainer.hyperparameter_search`
 ):  # The best run
@@ -759,29 +829,31 @@ def _check_optimizer(optimizer, module):
     if optimizer is None: return
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(p) in held for p in module.parameters() if p.requires_grad):
-        raise ValueError("`optimizers` has none of the parameters that are trained; make it for the model with its adapters, "
-                         "or leave it out.")
+        raise ValueError("`optimizers` has none of the parameters that are trained; make it for the model "
+                         "with its adapters, or leave it out.")
 
 # %% ../nbs/03a_trainer.ipynb #0c4485fe
 @patch
 def encode(
     self: SoftTrainer,
     rows,  # As in `encode_rows`; None and the name of a data set are left as they are
-    to_evaluate: bool = False,  # Then several processes read a stream to its end first, for rows that accelerate repeats could not be told
+    to_evaluate: bool = False,  # With several processes, a stream is then read to its end first
 ):  # The same kind of data set, with ids
     "Rows as the trainer reads them."
     if rows is None or isinstance(rows, str): return rows
     if isinstance(rows, dict): return {k: self.encode(v, to_evaluate) for k, v in rows.items()}
-    made = encode_rows(rows, self._tokenizer, dropped=self.dropped if self.args.drop_unusable else None, ids=self._ids_too,
-                       think=(self.args.think_start, self.args.think_end), max_length=self.args.max_length,
-                       context=text_room(self.soft.model))
-    return list(made) if to_evaluate and self.args.world_size > 1 and isinstance(made, EncodedStream) else made
+    dropped = self.dropped if self.args.drop_unusable else None
+    think = self.args.think_start, self.args.think_end
+    made = encode_rows(rows, self._tokenizer, dropped=dropped, ids=self._ids_too, think=think,
+                       max_length=self.args.max_length, context=text_room(self.soft.model))
+    if not (to_evaluate and self.args.world_size > 1 and isinstance(made, EncodedStream)): return made
+    return list(made)  # of a stream nobody could tell the rows that accelerate repeats
 
 # %% ../nbs/03a_trainer.ipynb #61618313
 @patch
 def get_eval_dataloader(
     self: SoftTrainer,
-    eval_dataset=None,  # Rows as in `encode_rows`, or the name of one of the trainer's data sets; None: the trainer's
+    eval_dataset=None,  # Rows as in `encode_rows`, or the name of a data set; None: the trainer's own
 ):  # `torch.utils.data.DataLoader`
     "The loader of an evaluation, also of rows that are still text."
     return Trainer.get_eval_dataloader(self, self.encode(eval_dataset, to_evaluate=True))
@@ -806,23 +878,34 @@ def compute_loss(
 ) -> Tensor | tuple:
     "Loss of one batch under the current share of the truth; an error names the step and the last checkpoint."
     share = self._share(inputs["input_ids"].shape)
-    try: out = Trainer.compute_loss(self, model, dict(inputs, guidance_alpha=share), return_outputs, num_items_in_batch)
-    except (ValueError, FloatingPointError) as e: raise type(e)(f"Step {self.state.global_step + 1}: {e} {self._last_good()}") from e
-    tokens = inputs["attention_mask"].sum() if inputs.get("attention_mask") is not None else inputs["input_ids"].numel()
-    for k, v in dict(self.soft.log, tokens=tokens).items():
-        if v is not None: total, n = self._meter.get(k, (0., 0)); self._meter[k] = total + v, n + 1
-    self.soft.log.clear()
-    self._last = inputs
+    led = dict(inputs, guidance_alpha=share)
+    try: out = Trainer.compute_loss(self, model, led, return_outputs, num_items_in_batch)
+    except (ValueError, FloatingPointError) as e:
+        raise type(e)(f"Step {self.state.global_step + 1}: {e} {self._last_good()}") from e
+    self._note(inputs)
     return out
 
 # %% ../nbs/03a_trainer.ipynb #d26eecaf
+@patch
+def _note(self: SoftTrainer, inputs):
+    "Add what the step did to the sums of the next log."
+    mask = inputs.get("attention_mask")
+    tokens = inputs["input_ids"].numel() if mask is None else mask.sum()
+    for k, v in dict(self.soft.log, tokens=tokens).items():
+        if v is None: continue
+        total, n = self._meter.get(k, (0., 0))
+        self._meter[k] = total + v, n + 1
+    self.soft.log.clear()
+    self._last = inputs
+
 @patch
 def _share(self: SoftTrainer, shape):
     "The share of the truth at this step: a number, or a coin for each token."
     share, step = self.share(self.state.global_step / max(1, self.state.max_steps)), self.state.global_step
     self._at = (step, self._at[1] + 1 if self._at[0] == step else 0)  # which batch of this step
     if not self.args.guidance_coins: return share
-    seed, stream = torch.Generator().manual_seed(self.args.seed), self._at[1] * self.args.world_size + self.args.process_index
+    stream = self._at[1] * self.args.world_size + self.args.process_index
+    seed = torch.Generator().manual_seed(self.args.seed)
     return bernoulli_guidance(share, tuple(shape), step_generators([seed], step, stream)[0])
 
 # %% ../nbs/03a_trainer.ipynb #c368073c
@@ -837,8 +920,8 @@ def _clip_grad_norm(self: SoftTrainer, model):
     "Refuse a gradient that would ruin the weights (under float16 the scaler skips such steps)."
     norm = Trainer._clip_grad_norm(self, model)
     if not self.args.fp16 and not math.isfinite(value := float(norm)):
-        raise FloatingPointError(f"Step {self.state.global_step + 1}: the norm of the gradient is {value}; lower the learning rate or "
-                                 f"`hops`. {self._last_good()}")
+        raise FloatingPointError(f"Step {self.state.global_step + 1}: the norm of the gradient is {value}; "
+                                 f"lower the learning rate or `hops`. {self._last_good()}")
     return norm
 
 # %% ../nbs/03a_trainer.ipynb #ce46459c
@@ -881,18 +964,20 @@ def prediction_step(
     with torch.no_grad(), self.compute_loss_context_manager():
         out = model(**own, floor_samples=self.args.floor_samples)
     for k, v in out["sums"].items(): self._sums[k] = self._sums.get(k, 0.) + real * v
-    return (out["loss"], None, None) if prediction_loss_only else (out["loss"], out["tokens"], inputs["labels"])
+    if prediction_loss_only: return out["loss"], None, None
+    return out["loss"], out["tokens"], inputs["labels"]
 
 # %% ../nbs/03a_trainer.ipynb #efded974
 @patch
 def _without_fillers(self: SoftTrainer, inputs):
-    "Rows repeated to give every process a last batch are neither learned nor soft; 0 if a process has no others."
-    state, b = self.accelerator.gradient_state, len(inputs["input_ids"])
-    if not state.end_of_dataloader or state.remainder <= 0 or inputs.get("labels") is None: return inputs, 1.
-    left = state.remainder - self.args.process_index * b
-    filler = (torch.arange(b, device=inputs["input_ids"].device) >= max(left, 1))[:, None]
-    soft = inputs["soft_mask"] if inputs.get("soft_mask") is not None else torch.ones_like(inputs["input_ids"])
-    return dict(inputs, labels=inputs["labels"].masked_fill(filler, -100), soft_mask=soft.bool() & ~filler), float(left > 0)
+    "Rows repeated to give all processes a last batch are neither learned nor soft; 0 if one has no others."
+    state, ids, labels = self.accelerator.gradient_state, inputs["input_ids"], inputs.get("labels")
+    if not state.end_of_dataloader or state.remainder <= 0 or labels is None: return inputs, 1.
+    left = state.remainder - self.args.process_index * len(ids)
+    filler = (torch.arange(len(ids), device=ids.device) >= max(left, 1))[:, None]
+    soft = torch.ones_like(ids) if inputs.get("soft_mask") is None else inputs["soft_mask"]
+    own = dict(inputs, labels=labels.masked_fill(filler, -100), soft_mask=soft.bool() & ~filler)
+    return own, float(left > 0)
 
 # %% ../nbs/03a_trainer.ipynb #57308ee0
 @patch
@@ -925,13 +1010,19 @@ class _BaseLine(TrainerCallback):
         if state.global_step or told or args.eval_strategy == "no" or isinstance(t.eval_dataset, dict): return
         total, count = 0., 0.
         for batch in t.get_eval_dataloader():
-            batch, real = t._without_fillers(t._prepare_inputs({k: v for k, v in batch.items() if k != "target_dists"}))
-            with torch.no_grad(), evaluating(t.model_wrapped), t.compute_loss_context_manager():
-                n = real * (batch["labels"][:, 1:] != -100).sum()
-                total, count = total + t.model_wrapped(**batch, bare=True)["loss"] * n, count + n
+            loss, n = self._loss_on({k: v for k, v in batch.items() if k != "target_dists"})
+            total, count = total + loss * n, count + n
         total, count = (t.accelerator.reduce(x.float(), "sum") for x in (total, count))
         t.soft.log.clear()
         t.log(dict(base_perplexity=(total / count).exp().item()))
+
+    def _loss_on(self, batch):
+        "Teacher-forced loss of a batch, and over how many targets."
+        t = self.trainer
+        batch, real = t._without_fillers(t._prepare_inputs(batch))
+        with torch.no_grad(), evaluating(t.model_wrapped), t.compute_loss_context_manager():
+            loss = t.model_wrapped(**batch, bare=True)["loss"]
+        return loss, real * (batch["labels"][:, 1:] != -100).sum()
 
 # %% ../nbs/03a_trainer.ipynb #91a90cc0
 class _Settings(TrainerCallback):
@@ -958,12 +1049,16 @@ def _bare(self: SoftTrainer, fn, *args):
 # %% ../nbs/03a_trainer.ipynb #6bc158be
 @patch
 def _save(self: SoftTrainer, output_dir=None, state_dict=None):
-    if state_dict is not None: state_dict = {k.removeprefix("model."): v for k, v in state_dict.items() if k.startswith("model.")}
-    limit, self.args.save_total_limit = self.args.save_total_limit, self._limit or self.args.save_total_limit  # the arguments are saved, too
+    if state_dict is not None:
+        own = {k: v for k, v in state_dict.items() if k.startswith("model.")}
+        state_dict = {k.removeprefix("model."): v for k, v in own.items()}
+    limit = self.args.save_total_limit
+    self.args.save_total_limit = self._limit or limit  # the arguments are saved, too
     try: self._bare(Trainer._save, output_dir, state_dict)
     finally: self.args.save_total_limit = limit
     if self.args.should_save: _save_prompt(self.soft.model, output_dir or self.args.output_dir)
-    if self.soft.learned is not None and self.args.should_save: self.soft.learned.save_pretrained(output_dir or self.args.output_dir)
+    if self.soft.learned is not None and self.args.should_save:
+        self.soft.learned.save_pretrained(output_dir or self.args.output_dir)
 
 # %% ../nbs/03a_trainer.ipynb #03prmpt0
 PROMPT_FILE = "prompt_encoder.safetensors"  # What makes a learned prompt, in a checkpoint; peft's own file holds what it makes
@@ -988,9 +1083,9 @@ def _load_prompt(model, folder):
 # %% ../nbs/03a_trainer.ipynb #399e9708
 @patch
 def _load_from_checkpoint(self: SoftTrainer, resume_from_checkpoint, model=None):
-    inner = not self.is_fsdp_enabled and (model is None or model is self.soft)  # sharded weights were saved with the module's names
+    outer = self.is_fsdp_enabled or model not in (None, self.soft)  # sharded weights have the module's names
     if not _load_prompt(self.soft.model, resume_from_checkpoint):
-        Trainer._load_from_checkpoint(self, resume_from_checkpoint, self.soft.model if inner else model)
+        Trainer._load_from_checkpoint(self, resume_from_checkpoint, model if outer else self.soft.model)
     if self.soft.learned is not None: self.soft.learned.load_saved(resume_from_checkpoint)
 
 # %% ../nbs/03a_trainer.ipynb #6a36a25f
@@ -1020,20 +1115,25 @@ def _save_checkpoint(self: SoftTrainer, model, trial):
         if self.args.should_save: _write_note(folder, self.run_id, True)
     except (OSError, RuntimeError, SafetensorError) as e:
         if self.args.should_save and not there: shutil.rmtree(folder, ignore_errors=True)
-        raise OSError(f"Step {self.state.global_step} could not be saved ({str(e).splitlines()[0]}). {self._last_good()} "
-                      "Make room, then resume.") from e
+        raise OSError(f"Step {self.state.global_step} could not be saved ({str(e).splitlines()[0]}). "
+                      f"{self._last_good()} Make room, then resume.") from e
     if self.args.should_save: self._rotate(folder.parent, self.args.save_total_limit)
 
 # %% ../nbs/03a_trainer.ipynb #f85deabd
 @patch
 def _rotate(self: SoftTrainer, folder, limit):
-    "Remove the oldest checkpoints that this run wrote, until there are `limit`; the newest and the best stay."
+    "Remove the oldest checkpoints of this run until there are `limit`; the newest and the best stay."
     if not limit or limit < 0: return
-    notes = {f: note for f in folder.glob("checkpoint-*") if (note := checkpoint_note(f)).get("run") == self.run_id}
+    notes = {f: checkpoint_note(f) for f in self._written(folder)}
     mine = sorted(notes, key=lambda f: (notes[f]["complete"], notes[f]["at"]))
     best = self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint)
     spare = [f for f in mine[:-1] if f != best]
-    for f in spare[:max(0, len(mine) - max(limit, len(mine) - len(spare)))]: shutil.rmtree(f, ignore_errors=True)
+    for f in spare[:max(0, len(mine) - limit)]: shutil.rmtree(f, ignore_errors=True)
+
+@patch
+def _written(self: SoftTrainer, folder):
+    "The checkpoint folders in it that this run wrote."
+    return [f for f in Path(folder).glob("checkpoint-*") if checkpoint_note(f).get("run") == self.run_id]
 
 # %% ../nbs/03a_trainer.ipynb #7a442c5a
 @patch
@@ -1041,22 +1141,23 @@ def _finalize_training(self: SoftTrainer, trial, *args):
     limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
     with _without_limit(self): out = Trainer._finalize_training(self, trial, *args)
     if not self.args.should_save or best is None or limit != 1: return out
-    for f in Path(self._get_output_dir(trial)).glob("checkpoint-*"):
-        if f != Path(best) and checkpoint_note(f).get("run") == self.run_id: shutil.rmtree(f, ignore_errors=True)
+    for f in self._written(self._get_output_dir(trial)):
+        if f != Path(best): shutil.rmtree(f, ignore_errors=True)
     return out
 
 # %% ../nbs/03a_trainer.ipynb #5afa29a1
 @patch
 def train(
     self: SoftTrainer,
-    resume_from_checkpoint: str | bool | None = None,  # True: the newest complete checkpoint, if there is one; or a folder
+    resume_from_checkpoint: str | bool | None = None,  # A folder, or True: the newest complete one, if any
     **kwargs,  # Of `Trainer.train`
 ):  # The Trainer's output
     "Train, from the beginning or from a checkpoint."
     if resume_from_checkpoint is True: resume_from_checkpoint = self._newest()
     elif not resume_from_checkpoint: self._warn_of_others()
-    if resume_from_checkpoint: self._go_on(Path(resume_from_checkpoint))
-    if resume_from_checkpoint and self._is_over(Path(resume_from_checkpoint)): return self._as_it_ended(resume_from_checkpoint)
+    if resume_from_checkpoint:
+        self._go_on(folder := Path(resume_from_checkpoint))
+        if self._is_over(folder): return self._as_it_ended(resume_from_checkpoint)
     self._since = time.perf_counter()
     return Trainer.train(self, resume_from_checkpoint, **kwargs)
 
@@ -1064,8 +1165,8 @@ def train(
 @patch
 def _is_over(self: SoftTrainer, folder):
     "Whether the run of a checkpoint has made all its steps: the stock Trainer would make one more."
-    file = folder / "trainer_state.json"
-    if self.model_init is not None or self.is_fsdp_enabled or self.is_deepspeed_enabled or not file.is_file(): return False
+    if self.model_init is not None or self.is_fsdp_enabled or self.is_deepspeed_enabled: return False
+    if not (file := folder / "trainer_state.json").is_file(): return False
     return 0 < self.args.max_steps <= TrainerState.load_from_json(str(file)).global_step
 
 # %% ../nbs/03a_trainer.ipynb #62bc29e6
@@ -1086,40 +1187,46 @@ def _newest(self: SoftTrainer):
     out, done = Path(self.args.output_dir), complete_checkpoints(self.args.output_dir)
     run = checkpoint_note(done[-1]).get("run") if done else None
     others = sorted(set(out.glob("checkpoint-*")) - set(done))
-    torn = [f for f in others if run and (note := checkpoint_note(f)).get("run") == run and not note["complete"]]
+    is_torn = lambda note: run and note.get("run") == run and not note["complete"]  # cut off in a save
+    torn = [f for f in others if is_torn(checkpoint_note(f))]
     self.accelerator.wait_for_everyone()
-    for f in torn if self.args.should_save else (): shutil.rmtree(f, ignore_errors=True)  # this run's, cut off while it was written
+    for f in torn if self.args.should_save else (): shutil.rmtree(f, ignore_errors=True)
     if (left := ", ".join(f.name for f in others if f not in torn)) and self.is_world_process_zero():
-        warnings.warn(f"Left alone in {out}, for they are no complete checkpoints called by their step: {left}.")
+        warnings.warn(f"Left alone in {out}, for they are no complete checkpoints called by their step: "
+                      f"{left}.")
     return str(done[-1]) if done else None
 
 # %% ../nbs/03a_trainer.ipynb #104cd149
 @patch
 def _warn_of_others(self: SoftTrainer):
     "Say that a run from the beginning may write over checkpoints that are there."
-    there = [f.name for f in complete_checkpoints(self.args.output_dir) if checkpoint_note(f).get("run") != self.run_id]
+    done = complete_checkpoints(self.args.output_dir)
+    there = [f.name for f in done if checkpoint_note(f).get("run") != self.run_id]
     if there and self.args.save_strategy != "no" and self.is_world_process_zero():
-        warnings.warn(f"{self.args.output_dir} holds {', '.join(there)} of another run, which this one writes over when it saves "
-                      "at the same step; `resume_from_checkpoint=True` goes on from the newest.")
+        warnings.warn(f"{self.args.output_dir} holds {', '.join(there)} of another run, which this one "
+                      "writes over when it saves at the same step; `resume_from_checkpoint=True` goes on "
+                      "from the newest.")
 
 # %% ../nbs/03a_trainer.ipynb #a7b7aa2e
 @patch
 def _go_on(self: SoftTrainer, folder):
     "The run of a checkpoint goes on; say so where it holds the weights only."
     self.run_id = checkpoint_note(folder).get("run", self.run_id)
-    if folder.is_dir() and not any((*folder.glob("optimizer*"), *folder.glob("global_step*"))) and self.is_world_process_zero():
+    optimizer = [*folder.glob("optimizer*"), *folder.glob("global_step*")]
+    if folder.is_dir() and not optimizer and self.is_world_process_zero():
         warnings.warn(f"{folder} holds the model only: optimizer and learning rate begin anew.")
 
 # %% ../nbs/03a_trainer.ipynb #03aann01
 class Anneal(TrainerCallback):
-    "Set an attribute by the progress of training: `Anneal(mixer, \"tau\", anneal(1., .1))`; a resumed run takes it up where it was."
+    "Set an attribute by the progress of training; a resumed run takes it up where it was."
     def __init__(
         self,
         target,  # A mixer, a sampling, ...
         name: str,  # Of its attribute
         value: Callable,  # Progress in [0, 1] -> value
     ):
-        if not hasattr(target, name): raise AttributeError(f"`{name}` must be an attribute of the target, a {type(target).__name__}.")
+        if not hasattr(target, name):
+            raise AttributeError(f"`{name}` must be an attribute of the target, a {type(target).__name__}.")
         self.target, self.name, self.value = target, name, value
 
     def on_train_begin(self, args, state, control, **kwargs):
