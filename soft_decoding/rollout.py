@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .cache import (
     cache_name, cache_of, is_stateful, past_length, reorder_cache, replace_cache, room_left, written_in_place)
 from .dist import Sampling, TokenDist, invalid_rows, logits_entropy, step_generators
-from .soft_embed import SoftToken, mix_embeds, plain_mixer
+from .soft_embed import SoftToken, mix_embeds, plain_mixer, table_size
 
 # %% ../nbs/02_rollout.ipynb #69ff4fd2
 class Phase(IntEnum):
@@ -393,7 +393,7 @@ def _hold_finished(model, state):
 # %% ../nbs/02_rollout.ipynb #aa37f736
 def _usable_vocabulary(model, state, width):
     "Ids without an embedding row, or without a token, get no share."
-    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    rows = table_size(model.get_input_embeddings())
     return min(width, rows or width, state.vocab_size or width)
 
 # %% ../nbs/02_rollout.ipynb #58aa289d
