@@ -14,6 +14,7 @@ import copy, difflib, inspect, math, re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import partial
+from textwrap import wrap
 
 import torch
 from torch import Tensor
@@ -47,9 +48,11 @@ class Recipe(dict):
         return [(name, shortly(value), self.sources.get(name, "")) for name, value in self.items()]
 
     def __repr__(self):
-        width = max(len(name) for name in self)
-        lines = (f"  {name:{width}}  {value}  [{source}]" for name, value, source in self.rows())
-        return "\n".join([self.name, *lines])
+        width, lines = max(len(name) for name in self), [self.name]
+        for name, value, source in self.rows():
+            text, margin = f"  {name:{width}}  ", " " * (width + 4)
+            lines += wrap(f"{value}  [{source}]", 88, initial_indent=text, subsequent_indent=margin)
+        return "\n".join(lines)
 
 # %% ../nbs/07a_recipes.ipynb #1a1a0edd
 def shortly(
