@@ -576,7 +576,8 @@ def _fed_as(soft, token, is_soft, now, ctx):
 def _blended(soft, is_soft, blend, ctx):
     "Another distribution's share in what is fed, where the policy asks for one; a record has it already."
     if blend is None: return soft, is_soft
-    target, share = blend  # (b, m), (b,)
+    (ids, probs), share = blend  # (b, m), (b,)
+    target = TokenDist(ids, probs.to(soft.dist.probs.dtype))
     if ctx.done is not None: share = share.masked_fill(ctx.done, 0.)
     is_soft = is_soft | (share > 0)
     if ctx.replay is not None: return soft, is_soft

@@ -150,19 +150,21 @@ def plot(
     steps: int = 24,  # How many steps at most
     ax=None,  # Matplotlib axes to draw on; None makes a figure
 ):  # Matplotlib axes
-    "The belief plot: what was fed at each step, the likeliest on top, with phase and entropy below."
+    "The belief plot: what was fed, the likeliest on top; mixtures in blue, tokens in grey; phase and entropy below."
     import matplotlib.pyplot as plt
     n = min(len(self), steps)
     probs, slot = self.probs[:n, row].float().cpu().sort(dim=-1, descending=True, stable=True)
     ids = self.ids[:n, row].cpu().gather(-1, slot)
     top = max(1, min(top, int((probs >= .005).any(0).sum())))  # no empty ranks
     if ax is None: _, ax = plt.subplots(figsize=(max(4, 1.5 + .6 * n), 1.2 + .3 * top), layout="constrained")
-    image = ax.imshow(probs[:, :top].T.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    soft, weights = self.is_soft[:n, row].cpu(), probs[:, :top].T  # (top, n)
+    one = lambda show, cmap, top: ax.imshow(weights.masked_fill(~show, torch.nan).numpy(), cmap=cmap, vmin=0, vmax=top, aspect="auto")
+    one(~soft, "Greys", 3); image = one(soft, "Blues", 1)
     for s in range(n):
         for r in range(top):
             if (p := probs[s, r].item()) >= .005:
                 ax.text(s, r, self.text(ids[s, r]), ha="center", va="center", fontsize=8, clip_on=True,
-                        color="white" if p > .6 else "black", parse_math=False)
+                        color="white" if soft[s] and p > .6 else "black", parse_math=False)
     names = [f"{s}\n{Phase(self.phase[s, row].item()).name.lower()}\n{self.entropy[s, row]:.2f}" for s in range(n)]
     ax.set(xlabel="step, phase, entropy (nats)", ylabel="rank", xticks=range(n), yticks=range(top))
     ax.set_xticklabels(names, fontsize=7)
