@@ -364,6 +364,8 @@ class StepInfo:
     belief: TokenDist | None = None  # The best of what is fed, `(b, trace_k)`
     complete: Tensor | None = None  # Rows whose `belief` is all of what is fed
     embeds: Tensor | None = None  # Fed vectors that are not the plain mixture, `(b, d)`
+    drawn: SoftToken | None = None  # What is fed, with its draw; kept where `keep` has "draw"
+    support: TokenDist | None = None  # What the mixer was given, `(b, k)`; None where no row was soft; kept likewise
     outputs: dict = field(default_factory=dict)  # Hidden states and attentions, where asked for
 
 # %% ../nbs/02_rollout.ipynb #020364cf
@@ -378,7 +380,8 @@ def choose(
     token, is_soft, now, phase = _rest(token, is_soft, phase, ctx)
     soft, is_soft = _blended(_fed_as(soft, token, is_soft, now, ctx), is_soft, blend, ctx)
     bad = entropy.isnan() if ctx.replay is None else invalid_rows(scores)  # an invalid row has no entropy
-    info = StepInfo(now, phase, entropy, bad, is_soft, think_state, token, scores, embeds=soft.embeds)
+    info = StepInfo(now, phase, entropy, bad, is_soft, think_state, token, scores, embeds=soft.embeds,
+                    support=dist)
     return _snapped(soft, ctx), info
 
 # %% ../nbs/02_rollout.ipynb #7392f3ba
@@ -558,7 +561,7 @@ def soft_rollout(
     halt: Callable | None = None,  # The same, but ends the rollout without finishing its rows
     pad_token_id: int | None = None,  # Read-out of finished rows; None: they go on
     trace_k: int = 16,  # How many entries of each belief to keep; 0 for none
-    keep: tuple = (),  # Of "scores", "logits", "hidden_states", "attentions": what to keep per step
+    keep: tuple = (),  # Of "scores", "logits", "hidden_states", "attentions", "draw": what to keep
     on_token: Callable | None = None,  # Called with every read-out `(b,)`
     progress: bool = False,  # Show a progress bar
 ) -> tuple[State, list[StepInfo]]:
@@ -632,9 +635,10 @@ def slim_info(info, soft, logits, outputs, trace_k, keep):
     dist, complete = (soft.dist, torch.ones_like(info.is_soft)) if trace_k else (None, None)
     if trace_k and (dist.ids is None or dist.probs.shape[-1] > trace_k):
         complete, dist = (dist.probs > 0).sum(-1) <= trace_k, dist.top(trace_k)
+    drawn, support = (soft.detach(), info.support) if "draw" in keep else (None, None)
     return replace(info, belief=dist, complete=complete, scores=info.scores if "scores" in keep else None,
                    logits=logits if "logits" in keep else None,
-                   outputs={k: v for k, v in outputs.items() if k in keep})
+                   drawn=drawn, support=support, outputs={k: v for k, v in outputs.items() if k in keep})
 
 # %% ../nbs/02_rollout.ipynb #f0918997
 def _steps(steps, progress):
