@@ -11,7 +11,7 @@ _modules = dict(
     dist="TokenDist mk_proba_dist Sampling",
     soft_embed="mix_embeds SoftToken plain_mixer off_manifold norm_mixer HiddenMixer",
     rollout="forward choose soft_rollout soft_passes State Plugs StepContext StepInfo Phase Guidance",
-    think="Think Switch TrendSwitch SpanFinder span_finder",
+    think="Think find_markers Switch TrendSwitch SpanFinder span_finder",
     trace="SoftTrace",
     decode="soft_decode soft_generate SoftOutput",
     train="soft_sampling_train_step GuidanceSchedule bernoulli_guidance evaluate_batch",
@@ -20,6 +20,9 @@ _modules = dict(
     gumbel="GumbelMixer DirichletMixer GaussianMixer KSampleMixer MoIMixer PlainMixer gumbel_noise anneal",
     soft_beam="soft_beam_decode Cells Branch Collapse SoftBeamOutput",
     learnable_temp="LearnableSampling",
+    prefix="add_think_tokens think_then_answer",
+    recipes="recipe RECIPES Recipe fired CutSampling CutMixer PushMixer MultiplexMixer FixedSteps CoconutRows coconut_row"
+            " ResetOptimizer",
     tasks="Problem MNNS ProsQA gsm8k svamp extract_answer check_answer encode_problem collate_problems prompt_batch"
           " word_tokenizer ChainDataset accuracy",
 )

@@ -33,7 +33,8 @@ def bench_model(
     seed: int = 0,  # Of the random weights
 ):  # A model that never ends its text
     "A random Llama-shaped model with tied embeddings."
-    return _llama(dict(BENCH_SIZES[size], tie_word_embeddings=True, initializer_range=.1), dtype, device, seed)
+    shape = dict(BENCH_SIZES[size], tie_word_embeddings=True, initializer_range=.1)
+    return _llama(shape, dtype, device, seed)
 
 # %% ../nbs/13_bench.ipynb #8909e752
 def _llama(shape, dtype, device, seed):
@@ -199,7 +200,8 @@ def _check_bench(tokens, rounds, threads, dtype, out, training=False):
     for name, value in dict(tokens=tokens, rounds=rounds, threads=threads).items():
         if value is not None and value < 1: raise ValueError(f"`--{name}` must be at least 1, got {value}.")
     if training and tokens == 1: raise ValueError("`--tokens` must be at least 2 in training, got 1.")
-    if tokens is not None and tokens > 1024: raise ValueError(f"`--tokens` must be 1024 at most, got {tokens}.")
+    if tokens is not None and tokens > 1024:
+        raise ValueError(f"`--tokens` must be 1024 at most, got {tokens}.")
     torch_dtype(dtype)
     if out is not None: check_writable("out", Path(out))
 

@@ -11,7 +11,8 @@ import inspect
 
 from torch import Tensor
 from transformers import cache_utils
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin, StaticLayer
+from transformers.cache_utils import (
+    CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin, StaticLayer)
 
 # %% ../nbs/01a_cache.ipynb #01acch08
 NAMES = ("cache", "past_key_values", "cache_params", "state", "mems", "past_buckets_states")  # newest first
@@ -43,7 +44,7 @@ def replace_cache(
 def cache_layers(
     cache,  # Of a model; None: no cache
 ) -> list:
-    "Its layers (of a cache for an encoder and a decoder, the decoder's); empty for a cache that is not made of layers."
+    "Its layers (of an encoder and a decoder, the decoder's); empty for a cache that is not made of layers."
     return getattr(getattr(cache, "self_attention_cache", cache), "layers", [])
 
 # %% ../nbs/01a_cache.ipynb #6e508e9f
@@ -61,7 +62,7 @@ def past_length(
 # %% ../nbs/01a_cache.ipynb #1c6c6cce
 def room_left(
     cache,  # Of a model; None: no cache
-    window: int | None = None,  # Sliding window of the model, in tokens; None: it has none, or it is not known
+    window: int | None = None,  # Sliding window of the model, in tokens; None: none, or not known
 ) -> int | None:  # Tokens; None: it grows
     "How many more tokens a cache of fixed size can take in."
     short = lambda layer: window is not None and layer.max_cache_len < window  # it would forget too early
@@ -70,7 +71,8 @@ def room_left(
     return min((layer.max_cache_len - int(layer.get_seq_length()) for layer in fixed), default=None)
 
 # %% ../nbs/01a_cache.ipynb #01acch17
-_quantised = tuple(getattr(cache_utils, name) for name in ("BaseQuantizedLayer", "QuantizedLayer") if hasattr(cache_utils, name))
+_rounding = ("BaseQuantizedLayer", "QuantizedLayer")
+_quantised = tuple(getattr(cache_utils, name) for name in _rounding if hasattr(cache_utils, name))
 _placeholder = getattr(cache_utils, "DummyLayer", ())
 
 def layer_in_place(
@@ -78,7 +80,8 @@ def layer_in_place(
 ) -> bool:
     "Whether a layer overwrites (or rounds) what it holds, so that no gradient gets through."
     if isinstance(layer, _placeholder): return False
-    return not isinstance(layer, DynamicLayer) or isinstance(layer, (LinearAttentionCacheLayerMixin, *_quantised))
+    in_place = LinearAttentionCacheLayerMixin, *_quantised
+    return not isinstance(layer, DynamicLayer) or isinstance(layer, in_place)
 
 # %% ../nbs/01a_cache.ipynb #dd18f59c
 def written_in_place(
@@ -103,9 +106,10 @@ def reorder_cache(
     "The cache of other rows, for beams."
     if cache is None: return None
     if not hasattr(cache, "reorder_cache"):
-        raise NotImplementedError(f"A past of type {type(cache).__name__} has no rows of its own to reorder; decode one prompt at a "
-                                  "time, without beams.")
+        raise NotImplementedError(f"A past of type {type(cache).__name__} has no rows of its own to reorder; "
+                                  "decode one prompt at a time, without beams.")
     own = lambda name: getattr(type(cache), name, None) is not getattr(cache_utils.Cache, name, None)
-    if own("batch_select_indices") and not own("reorder_cache"): cache.batch_select_indices(idx)  # it holds more than layers
-    else: cache.reorder_cache(idx)
+    more_than_layers = own("batch_select_indices") and not own("reorder_cache")
+    reorder = cache.batch_select_indices if more_than_layers else cache.reorder_cache
+    reorder(idx)
     return cache

@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 
+from fastcore.basics import patch
 from fastcore.docments import docments
 
 # %% ../nbs/11_cli.ipynb #3840bd51
@@ -48,12 +49,13 @@ def _parser(
         kind, about = _kind(param.anno), (param.docment or "").replace("%", "%%")
         if key == "prompt": group.add_argument(key, nargs="?", help=about)
         elif kind is bool: group.add_argument(f"--{key}", action="store_true", help=about)
-        else: group.add_argument(f"--{key}", type=kind, default=param.default, help=about, metavar=kind.__name__)
+        else: group.add_argument(f"--{key}", type=kind, default=param.default, help=about,
+                                 metavar=kind.__name__)
     return parser
 
 # %% ../nbs/11_cli.ipynb #aef733cf
 def _parse(parser, argv):
-    "The options in `argv`; a dash in a name is as good as an underscore, and an unknown name gets a suggestion."
+    "The options in `argv`; `-` in a name is as good as `_`, and an unknown name gets a suggestion."
     known = [s for action in parser._actions for s in action.option_strings]
     for i, arg in enumerate(argv):
         if arg == "--": break
@@ -72,20 +74,26 @@ def _parse(parser, argv):
 class Incomplete(Exception):
     "The work is done except for what was reported: exit code 1."
 
-# %% ../nbs/11_cli.ipynb #2eec35f8
+# %% ../nbs/11_cli.ipynb #578f47d7
 EXPECTED = (ValueError, TypeError, NotImplementedError, OSError, ImportError)  # What is wrong with the input
 
+def _said(error):
+    "What went wrong, in words, and the exit code."
+    text = str(error)
+    if isinstance(error, KeyboardInterrupt): return ": ".join(["interrupted", *map(str, error.args)]), 130
+    if isinstance(error, Incomplete): return text, 1
+    if "out of memory" in text:
+        return f"{text.splitlines()[0]} Try a smaller --batch_size, or --dtype bfloat16.", 1
+    if isinstance(error, OSError) and error.strerror and error.filename is None:  # a write; to open names it
+        return f"{error.strerror}, while writing to standard output or to a file.", 2
+    if isinstance(error, EXPECTED): return text, 2
+    return f"{type(error).__name__}: {error} (--debug shows where)", 1
+
+# %% ../nbs/11_cli.ipynb #2eec35f8
 def _fail(name, error, debug):
     "Say in one line what went wrong; the exit code."
     if debug: traceback.print_exception(error)
-    message, code = str(error), 2
-    if isinstance(error, KeyboardInterrupt): message, code = ": ".join(["interrupted", *map(str, error.args)]), 130
-    elif isinstance(error, Incomplete): code = 1
-    elif "out of memory" in message:
-        message, code = f"{message.splitlines()[0]} Try a smaller --batch_size, or --dtype bfloat16.", 1
-    elif isinstance(error, OSError) and error.strerror and error.filename is None:  # a write: opening has a name
-        message = f"{error.strerror}, while writing to standard output or to a file."
-    elif not isinstance(error, EXPECTED): message, code = f"{type(error).__name__}: {error} (--debug shows where)", 1
+    message, code = _said(error)
     try: print(f"{name}: {' '.join(message.split()) or type(error).__name__}", file=sys.stderr)
     except OSError: _silence(sys.stderr)
     return code
@@ -146,20 +154,26 @@ def find_model(
 ) -> str:  # A folder that holds a model, or a Hub id
     "Where the model is; raise, in one line, for what is neither a model folder nor a possible Hub id."
     folder = SHIPPED if model is None else Path(model).expanduser()
-    if folder.is_dir():
-        files = {p.name for p in folder.iterdir()}
-        if not files & {"config.json", "adapter_config.json"}:
-            raise ValueError(f"`--model` {folder} is not a model folder: it has no config.json. "
-                             "`model.save_pretrained(folder)` makes one.")
-        if not any(f.endswith(".safetensors") for f in files):
-            raise ValueError(f"`--model` {folder} has no .safetensors weights, and nothing else is read (pickles can "
-                             "run code); load it where you trust it and save it again with `save_pretrained`.")
-        return str(folder)
+    if folder.is_dir(): return _model_folder(folder)
     if model is None: raise ValueError(f"the shipped model is missing ({folder}); install again.")
     if folder.exists(): raise ValueError(f"`--model` must be a folder or a Hub id, got the file {model}.")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model):
-        raise ValueError(f"`--model` {model}: there is no such folder; check the path, or give a Hub id (org/name).")
+        raise ValueError(f"`--model` {model}: there is no such folder; "
+                         "check the path, or give a Hub id (org/name).")
     return model
+
+# %% ../nbs/11_cli.ipynb #67d7e3c8
+def _model_folder(folder):
+    "The folder as text; raise unless it holds a model in safetensors."
+    files = {p.name for p in folder.iterdir()}
+    if not files & {"config.json", "adapter_config.json"}:
+        raise ValueError(f"`--model` {folder} is not a model folder: it has no config.json. "
+                         "`model.save_pretrained(folder)` makes one.")
+    if not any(f.endswith(".safetensors") for f in files):
+        raise ValueError(f"`--model` {folder} has no .safetensors weights, and nothing else is read (pickles "
+                         "can run code); load it where you trust it and save it again with "
+                         "`save_pretrained`.")
+    return str(folder)
 
 # %% ../nbs/11_cli.ipynb #1b38dbf4
 @contextmanager
@@ -189,7 +203,8 @@ def torch_device(
     if device is None: return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try: return torch.zeros((), device=device).device
     except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"`--device` {device} cannot be used here; try cpu, or cuda if there is a GPU.") from e
+        raise ValueError(f"`--device` {device} cannot be used here; "
+                         "try cpu, or cuda if there is a GPU.") from e
 
 # %% ../nbs/11_cli.ipynb #253c15fc
 def torch_dtype(
@@ -198,7 +213,8 @@ def torch_dtype(
     "The torch dtype by that name."
     import torch
     names = ("float32", "bfloat16", "float16", "float64")
-    if dtype not in (None, *names): raise ValueError(f"`--dtype` must be one of {', '.join(names)}; got {dtype}.")
+    if dtype not in (None, *names):
+        raise ValueError(f"`--dtype` must be one of {', '.join(names)}; got {dtype}.")
     return "auto" if dtype is None else getattr(torch, dtype)
 
 # %% ../nbs/11_cli.ipynb #8f784ed3
@@ -222,8 +238,8 @@ def load_model(
     except ImportError: raise
     except Exception as e: raise ValueError(_load_error(where, e)) from e
     if wrong := sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"]})):
-        raise ValueError(f"`--model` {where} does not hold the weights that its config.json asks for: {len(wrong)} are "
-                         f"missing or of another shape, such as {wrong[0]}.")
+        raise ValueError(f"`--model` {where} does not hold the weights that its config.json asks for: "
+                         f"{len(wrong)} are missing or of another shape, such as {wrong[0]}.")
     return model.to(device).eval(), tokenizer
 
 # %% ../nbs/11_cli.ipynb #fe92df83
@@ -258,7 +274,8 @@ def _load_error(where, error):
     "One line for a model that does not load: what, and what to do."
     text = str(error).strip() or type(error).__name__
     if "trust_remote_code" in text or "custom code" in text:
-        return f"`--model` {where} brings code of its own, which does not run unless you add --trust_remote_code."
+        return (f"`--model` {where} brings code of its own, which does not run unless you add "
+                "--trust_remote_code.")
     if not Path(where).is_dir() and isinstance(error, OSError):
         return (f"`--model` {where} is neither a folder nor a model that could be fetched from the Hub "
                 f"({text.splitlines()[0]}). Check the name and the connection, or give a folder.")
@@ -301,11 +318,13 @@ def _check_options(o):
     least = dict(think=0, patience=1, max_new_tokens=1, snap=1, batch_size=1, table=0, entropy_threshold=0)
     for k, low in least.items():
         value = getattr(o, k)
-        if value is not None and value < low: raise ValueError(f"`--{k}` must be at least {low}, got {value}.")
+        if value is not None and value < low:
+            raise ValueError(f"`--{k}` must be at least {low}, got {value}.")
     need = {f"answer_{k}": "sample" for k in ("temperature", "top_k", "top_p", "min_p")}
     need |= dict(patience="entropy_threshold", output="input", prompt_key="input", progress="input")
     for k, other in need.items():
-        if getattr(o, k) and not getattr(o, other): raise ValueError(f"`--{k}` does nothing without --{other}; add it.")
+        if getattr(o, k) and not getattr(o, other):
+            raise ValueError(f"`--{k}` does nothing without --{other}; add it.")
     for k in ("think_start", "think_end"):
         if getattr(o, k) == "": raise ValueError(f"`--{k}` is empty; give its text, or leave it out.")
     _check_files(o)
@@ -334,20 +353,21 @@ def _check_regular(output):
     "Refuse an output that a second run could not read."
     path, device = Path(output), re.match(r"/dev/(stdin|stdout|stderr|fd/)|/proc/", os.path.abspath(output))
     if device or path.exists() and not (path.is_file() or path.is_dir()):
-        raise ValueError(f"`--output` {output} is a stream or a device, which a run cannot go on from; name a file.")
+        raise ValueError(f"`--output` {output} is a stream or a device, which a run cannot go on from; "
+                         "name a file.")
 
 # %% ../nbs/11_cli.ipynb #4d747bd9
 def check_writable(
     option: str,  # That names the file
     path: Path,  # The file
 ):
-    "Raise unless the file can be written; what is no file (a pipe) is not touched, for that would be using it."
+    "Raise unless the file can be written; a pipe and its like are not touched, for that would be using them."
     if path.exists() and not (path.is_file() or path.is_dir()): return
     new, file = not path.exists(), path.resolve()  # a link stays where it is
     try: file.open("ab").close()
     except OSError as e:
-        raise ValueError(f"`--{option}` {path} cannot be written ({e.strerror}); name a file in a folder that exists "
-                         "and is yours to write.") from e
+        raise ValueError(f"`--{option}` {path} cannot be written ({e.strerror}); name a file in a folder "
+                         "that exists and is yours to write.") from e
     if new: file.unlink()
 
 # %% ../nbs/11_cli.ipynb #dcf98ecd
@@ -367,35 +387,47 @@ class AnswerStream:
         self.tokenizer, self.file = tokenizer, file
         self.ids, self.shown, self.phase, self.soft = [], "", None, False
 
-    def watch(
-        self,
-        state,  # Of the rollout, returned as it is
-        info,  # What the step leaves behind; its phase is noted
-    ):
-        "For `select=`: notes the phase of each step before its token arrives."
-        self.phase = info.phase[0].item()
-        return state
+# %% ../nbs/11_cli.ipynb #5c53c1c4
+@patch
+def watch(
+    self: AnswerStream,
+    state,  # Of the rollout, returned as it is
+    info,  # What the step leaves behind; its phase is noted
+):
+    "For `select=`: notes the phase of each step before its token arrives."
+    self.phase = info.phase[0].item()
+    return state
 
-    def put(
-        self,
-        tokens,  # Ids, of the prompt `(1, t)` or of one step `(1,)`
-    ):
-        "The prompt first, then one token at a time."
-        soft = self.phase == 1  # `Phase.THINK`
-        if soft != self.soft: self._flush(); self._print("⟨" if soft else "⟩")
-        self.ids, self.soft = self.ids + tokens.flatten().tolist(), soft
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
-        if not text.endswith("\ufffd"): self._flush(text)  # else a character is not whole yet
+# %% ../nbs/11_cli.ipynb #89217279
+@patch
+def put(
+    self: AnswerStream,
+    tokens,  # Ids, of the prompt `(1, t)` or of one step `(1,)`
+):
+    "The prompt first, then one token at a time."
+    soft = self.phase == 1  # `Phase.THINK`
+    if soft != self.soft: self._flush(); self._print("⟨" if soft else "⟩")
+    self.ids, self.soft = self.ids + tokens.flatten().tolist(), soft
+    text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+    if not text.endswith("\ufffd"): self._flush(text)  # else a character is not whole yet
 
-    def end(self):
-        if self.soft: self._flush(); self._print("⟩")
-        self._print("\n")
+# %% ../nbs/11_cli.ipynb #fe9f6953
+@patch
+def end(self: AnswerStream):
+    "Close what is open, and the line."
+    if self.soft: self._flush(); self._print("⟩")
+    self._print("\n")
 
-    def _flush(self, text=None):
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True) if text is None else text
-        self._print(text[len(self.shown):]); self.shown = text
+# %% ../nbs/11_cli.ipynb #fc27aa0f
+@patch
+def _flush(self: AnswerStream, text=None):
+    "Print what is new in the text so far."
+    text = self.tokenizer.decode(self.ids, skip_special_tokens=True) if text is None else text
+    self._print(text[len(self.shown):]); self.shown = text
 
-    def _print(self, text): print(text, end="", flush=True, file=self.file)
+# %% ../nbs/11_cli.ipynb #cfc8d6d0
+@patch
+def _print(self: AnswerStream, text): print(text, end="", flush=True, file=self.file)
 
 # %% ../nbs/11_cli.ipynb #87089bc1
 def _wide(text):
@@ -458,22 +490,29 @@ def _prompt_ids(tokenizer, text):
     while ids and ids[-1] in ends and added[len(ids) - 1]: ids = ids[:-1]
     return ids
 
+# %% ../nbs/11_cli.ipynb #122ce9d6
+def _chat_ids(tokenizer, text):
+    "Ids of a text as the user's turn of a chat."
+    if tokenizer.chat_template is None:
+        raise ValueError("`--chat` needs a tokenizer with a chat template; this one has none, "
+                         "so leave it out.")
+    turn = [dict(role="user", content=text)]
+    return tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
+
 # %% ../nbs/11_cli.ipynb #d489a35d
 def _encode(model, tokenizer, text, o):
     "Ids of a prompt; raise for one that the model cannot take."
     from soft_decoding.rollout import context_length
     _check_text(text)
-    if not o.chat: ids = _prompt_ids(tokenizer, text)
-    elif tokenizer.chat_template is None:
-        raise ValueError("`--chat` needs a tokenizer with a chat template; this one has none, so leave it out.")
-    else: ids = tokenizer.apply_chat_template([dict(role="user", content=text)], add_generation_prompt=True,
-                                              return_dict=True)["input_ids"]
+    ids = _chat_ids(tokenizer, text) if o.chat else _prompt_ids(tokenizer, text)
     if not ids: raise ValueError("the tokenizer makes no tokens of the prompt; are its files with the model?")
     limit = context_length(model)
     if limit is not None and len(ids) >= limit:
-        raise ValueError(f"the prompt of {len(ids)} tokens leaves no room in the context of {limit}; shorten it.")
+        raise ValueError(f"the prompt of {len(ids)} tokens leaves no room in the context of {limit}; "
+                         "shorten it.")
     if o.model is None and tokenizer.unk_token_id in ids:
-        raise ValueError(f"the shipped model knows numbers only, such as '3 1 4 2', got {text!r}; see --model.")
+        raise ValueError("the shipped model knows numbers only, such as '3 1 4 2', "
+                         f"got {text!r}; see --model.")
     return ids
 
 # %% ../nbs/11_cli.ipynb #07d4c44a
@@ -531,7 +570,8 @@ def _of_span(out, o):
     if o.think == 0: return None
     if out.unopened.any(): return f"no soft step: {o.think_start!r} (--think_start) never came."
     if out.unclosed.any():
-        return "the soft span is still open, so there is no answer; a --think below --max_new_tokens closes it."
+        return ("the soft span is still open, so there is no answer; "
+                "a --think below --max_new_tokens closes it.")
 
 # %% ../nbs/11_cli.ipynb #49359993
 def _run_prompt(model, tokenizer, o):
@@ -541,7 +581,8 @@ def _run_prompt(model, tokenizer, o):
     ids, stream = _encode(model, tokenizer, prompt, o), AnswerStream(tokenizer)
     signs = " ".join(f"±{n}" for n in prompt.split())
     if o.model is None: print(f"The smallest sum from 0 up that signs can make: {signs}\n")
-    out = _without_span_warning(_decode, model, tokenizer, [ids], [1], o, streamer=stream, select=stream.watch)
+    out = _without_span_warning(_decode, model, tokenizer, [ids], [1], o, streamer=stream,
+                                select=stream.watch)
     if "answer" in problem: print(f"(The right answer is {problem['answer']}.)")
     if o.table: print(f"\n{belief_table(out.trace, steps=o.table)}")
     if said := _of_span(out, o): print(f"soft_generate: {said}", file=sys.stderr)
@@ -601,67 +642,86 @@ class Journal:
         self.side = self.path.with_name(self.path.name + ".settings.json")
         self.file = self.path.open("ab+")
         try: self._lock(); self._recover()
-        except OSError as e: self.file.close(); self._refuse(f"cannot be begun ({e.strerror or e}); choose another file", e)
-        except BaseException: self.file.close(); raise
+        except BaseException as e:
+            self.file.close()
+            if not isinstance(e, OSError): raise
+            self._refuse(f"cannot be begun ({e.strerror or e}); choose another file", e)
 
     def __enter__(self): return self
     def __exit__(self, *exc): self.file.close()
 
-    def _lock(self):
-        "One run at a time; the lock goes with the process."
-        try: import fcntl
-        except ImportError: return  # Windows
-        try: fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e: self._refuse("is being written by another run; wait for it", e)
+# %% ../nbs/11_cli.ipynb #99418a38
+@patch
+def _lock(self: Journal):
+    "One run at a time; the lock goes with the process."
+    try: import fcntl
+    except ImportError: return  # Windows
+    try: fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e: self._refuse("is being written by another run; wait for it", e)
 
-    def _refuse(self, why, cause=None): raise ValueError(f"`--output` {self.path} {why}.") from cause
+# %% ../nbs/11_cli.ipynb #2c65ef0a
+@patch
+def _refuse(self: Journal, why, cause=None): raise ValueError(f"`--output` {self.path} {why}.") from cause
 
-    def _recover(self):
-        "Keep whole records, cut off a torn one, and see that the settings are the same."
-        self.file.seek(0)
-        data = self.file.read()
-        whole = data[:data.rfind(b"\n") + 1]
-        for n, line in enumerate(whole.splitlines(), 1):
-            try: record = json.loads(line); self.done[record["line"]] = record["prompt"]
-            except (ValueError, KeyError, TypeError) as e:
-                self._refuse(f"has a line {n} that is no record of this command; choose another file", e)
-        old = self._old_settings()
-        if self.done: self._compare(old)
-        else: self._write_settings()
-        if len(whole) < len(data): self.file.truncate(len(whole))
+# %% ../nbs/11_cli.ipynb #f1ab7863
+@patch
+def _recover(self: Journal):
+    "Keep whole records, cut off a torn one, and see that the settings are the same."
+    self.file.seek(0)
+    data = self.file.read()
+    whole = data[:data.rfind(b"\n") + 1]
+    for n, line in enumerate(whole.splitlines(), 1):
+        try: record = json.loads(line); self.done[record["line"]] = record["prompt"]
+        except (ValueError, KeyError, TypeError) as e:
+            self._refuse(f"has a line {n} that is no record of this command; choose another file", e)
+    old = self._old_settings()
+    if self.done: self._compare(old)
+    else: self._write_settings()
+    if len(whole) < len(data): self.file.truncate(len(whole))
 
-    def _old_settings(self):
-        "What lies beside the output; None if nothing does, and a refusal if it is something else."
-        if not self.side.exists(): return None
-        try: old = json.loads(self.side.read_text(encoding="utf-8"))
-        except (ValueError, OSError): old = None
-        if isinstance(old, dict) and old.keys() & self.settings.keys(): return old
-        self._refuse(f"needs {self.side.name} for its settings, which holds something else; choose another file")
+# %% ../nbs/11_cli.ipynb #d387a0f9
+@patch
+def _old_settings(self: Journal):
+    "What lies beside the output; None if nothing does, and a refusal if it is something else."
+    if not self.side.exists(): return None
+    try: old = json.loads(self.side.read_text(encoding="utf-8"))
+    except (ValueError, OSError): old = None
+    if isinstance(old, dict) and old.keys() & self.settings.keys(): return old
+    self._refuse(f"needs {self.side.name} for its settings, which holds something else; choose another file")
 
-    def _compare(self, old):
-        if old is None:
-            self._refuse(f"has records, but {self.side.name}, how they were made, is missing; choose another file")
-        for k in sorted({*old, *self.settings}):
-            if (was := old.get(k)) != (now := self.settings.get(k)):
-                self._refuse(f"was begun with {k}={was}, got {k}={now}; use the same, or another file")
+# %% ../nbs/11_cli.ipynb #425e88e9
+@patch
+def _compare(self: Journal, old):
+    "Refuse records that other settings made, or unknown ones."
+    if old is None:
+        self._refuse(f"has records, but {self.side.name}, how they were made, is missing; "
+                     "choose another file")
+    for k in sorted({*old, *self.settings}):
+        if (was := old.get(k)) != (now := self.settings.get(k)):
+            self._refuse(f"was begun with {k}={was}, got {k}={now}; use the same, or another file")
 
-    def _write_settings(self):
-        new = self.side.with_name(self.side.name + ".new")
-        new.write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
-        os.replace(new, self.side)
+# %% ../nbs/11_cli.ipynb #77bc4db1
+@patch
+def _write_settings(self: Journal):
+    "Beside the output, in one move."
+    new = self.side.with_name(self.side.name + ".new")
+    new.write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
+    os.replace(new, self.side)
 
-    def append(
-        self,
-        records: list,  # Dicts, one per line of the input
-    ):
-        "Add records in one write that reaches the disk."
-        try:
-            self.file.write("".join(json.dumps(r) + "\n" for r in records).encode())
-            self.file.flush(); os.fsync(self.file.fileno())
-        except OSError as e:
-            safe = f"{len(self.done)} records are safe, and the same command goes on from there"
-            self._refuse(f"cannot be written ({e.strerror or e}); {safe}", e)
-        self.done |= {r["line"]: r["prompt"] for r in records}
+# %% ../nbs/11_cli.ipynb #b3f8ad8b
+@patch
+def append(
+    self: Journal,
+    records: list,  # Dicts, one per line of the input
+):
+    "Add records in one write that reaches the disk."
+    try:
+        self.file.write("".join(json.dumps(r) + "\n" for r in records).encode())
+        self.file.flush(); os.fsync(self.file.fileno())
+    except OSError as e:
+        safe = f"{len(self.done)} records are safe, and the same command goes on from there"
+        self._refuse(f"cannot be written ({e.strerror or e}); {safe}", e)
+    self.done |= {r["line"]: r["prompt"] for r in records}
 
 # %% ../nbs/11_cli.ipynb #0601f5cf
 def _fingerprint(model):
@@ -677,13 +737,16 @@ def _model_name(model):
     return str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else model
 
 # %% ../nbs/11_cli.ipynb #784da5ec
+_DEPENDS = """think think_start think_end entropy_threshold patience temperature top_k top_p min_p snap sample
+answer_temperature answer_top_k answer_top_p answer_min_p max_new_tokens seed chat prompt_key batch_size"""
+
 def _settings(model, o):
     "All that a record depends on, besides its prompt."
-    keys = ("think think_start think_end entropy_threshold patience temperature top_k top_p min_p snap sample "
-            "answer_temperature answer_top_k answer_top_p answer_min_p max_new_tokens seed chat prompt_key batch_size")
-    known = dict({k: getattr(o, k) for k in keys.split()}, model=_model_name(o.model), weights=_fingerprint(model),
-                 dtype=str(model.dtype), device=model.device.type)
-    return known if o.learned is None else dict(known, mixing=o.learned.config, learned=_fingerprint(o.learned))
+    known = {k: getattr(o, k) for k in _DEPENDS.split()}
+    known |= dict(model=_model_name(o.model), weights=_fingerprint(model), dtype=str(model.dtype),
+                  device=model.device.type)
+    if o.learned is None: return known
+    return dict(known, mixing=o.learned.config, learned=_fingerprint(o.learned))
 
 # %% ../nbs/11_cli.ipynb #48259a0e
 def _records(out, tokenizer, rows, prompts, lines):
@@ -744,8 +807,8 @@ def _same_input(journal, prompts, o):
     "How many records are there already; raise if the prompts have changed since."
     for n, prompt in journal.done.items():
         if prompts.get(n, (None,))[0] != prompt:
-            raise ValueError(f"`--input` {o.input}, line {n} is not what it was when {o.output} was begun; choose "
-                             "another --output.")
+            raise ValueError(f"`--input` {o.input}, line {n} is not what it was when {o.output} was begun; "
+                             "choose another --output.")
     return len(journal.done)
 
 # %% ../nbs/11_cli.ipynb #2b15f82e
@@ -755,8 +818,9 @@ def _bar(batches, o):
     return progress_bar(batches, leave=False)
 
 # %% ../nbs/11_cli.ipynb #d92c5fc5
-@command("soft_generate", **{"what to decode": "prompt", "where to be soft": "think", "what is mixed": "temperature", "the answer": "sample",
-                             "files": "input", "other": "seed"})
+@command("soft_generate", **{"what to decode": "prompt", "where to be soft": "think",
+                             "what is mixed": "temperature", "the answer": "sample", "files": "input",
+                             "other": "seed"})
 def generate(
     prompt: str = None,  # Text to continue (a built-in problem)
     *,

@@ -15,45 +15,75 @@ from .cli import SHIPPED, command, find_model, load_model, quiet, sampling_of
 
 # %% ../nbs/12_cli_train.ipynb #e88d4346
 TRAIN_DEFAULTS = dict(
-    shipped=dict(steps=800, lr=6e-3, batch_size=256, guidance_floor=0., guidance_warmup=.3, guidance_hold=.3, hops=0, eval_every=100,
-                 save_every=200),
-    other=dict(steps=1000, lr=1e-4, batch_size=8, guidance_floor=.25, guidance_warmup=.1, guidance_hold=0., hops=1, eval_every=100,
-               save_every=100),
+    shipped=dict(steps=800, lr=6e-3, batch_size=256, guidance_floor=0., guidance_warmup=.3, guidance_hold=.3,
+                 hops=0, eval_every=100, save_every=200),
+    other=dict(steps=1000, lr=1e-4, batch_size=8, guidance_floor=.25, guidance_warmup=.1, guidance_hold=0.,
+               hops=1, eval_every=100, save_every=100),
 )  # Where the command line is silent
 
 def _check_train(o):
     "Fill in the defaults, and refuse what cannot work before anything is loaded."
-    if o.data is None and o.model is not None: raise ValueError("`--model` needs --data, the text to learn from.")
-    if o.data is not None and o.model is None: raise ValueError("`--data` needs --model, the model to start from.")
+    if o.data is None and o.model is not None:
+        raise ValueError("`--model` needs --data, the text to learn from.")
+    if o.data is not None and o.model is None:
+        raise ValueError("`--data` needs --model, the model to start from.")
     for k, v in TRAIN_DEFAULTS["shipped" if o.data is None else "other"].items():
         if getattr(o, k) is None: setattr(o, k, v)
-    only = ("lora_targets", "freeze", "lora", "eval_data", "think_start", "think_end", "text_column", "prompt_column", "completion_column",
-            "max_length", "drop_unusable", "checkpointing", "kl_weight")
-    if o.data is None and (given := [k for k in only if getattr(o, k)]):
-        raise ValueError(f"`--{given[0]}` is for training on --data; add it, or leave this out.")
-    least = dict(steps=1, batch_size=1, accumulate=1, eval_every=1, save_every=1, eval_rows=0, hops=0, passes=1, lora=1, beta=None, kl_weight=0,
-                 max_length=2)
-    for k, low in least.items():
-        value = getattr(o, k)
-        if value is not None and low is not None and value < low: raise ValueError(f"`--{k}` must be at least {low}, got {value}.")
-    if not o.lr > 0: raise ValueError(f"`--lr` must be positive, got {o.lr}.")
-    if o.lora_targets and not o.lora: raise ValueError("`--lora_targets` does nothing without --lora, the rank; add it.")
-    if o.kl_weight and not o.lora: raise ValueError("`--kl_weight` holds an adapted model to its own base; it needs --lora.")
-    for k in ("think_start", "think_end"):
-        if getattr(o, k) == "": raise ValueError(f"`--{k}` is empty; give its text, or leave it out.")
-    if o.model is not None: find_model(o.model)
-    if o.model is not None and Path(o.model).expanduser().is_dir() and Path(o.output).resolve() == Path(o.model).expanduser().resolve():
-        raise ValueError(f"`--output` {o.output} is the model to start from; give another folder, so that it stays.")
+    if o.data is None: _check_data_only(o)
+    _check_least(o)
+    _check_needs(o)
+    if o.model is not None: _check_model(o)
     sampling_of(o)
     _check_guidance(o)
+
+# %% ../nbs/12_cli_train.ipynb #77469bd9
+_DATA_ONLY = """lora_targets freeze lora eval_data think_start think_end text_column prompt_column
+completion_column max_length drop_unusable checkpointing kl_weight"""
+
+def _check_data_only(o):
+    "Refuse options that only training on text reads."
+    if given := [k for k in _DATA_ONLY.split() if getattr(o, k)]:
+        raise ValueError(f"`--{given[0]}` is for training on --data; add it, or leave this out.")
+
+# %% ../nbs/12_cli_train.ipynb #b5aeddc7
+def _check_least(o):
+    "Refuse numbers that are too small."
+    least = dict(steps=1, batch_size=1, accumulate=1, eval_every=1, save_every=1, eval_rows=0, hops=0,
+                 passes=1, lora=1, kl_weight=0, max_length=2)
+    for k, low in least.items():
+        value = getattr(o, k)
+        if value is not None and value < low:
+            raise ValueError(f"`--{k}` must be at least {low}, got {value}.")
+    if not o.lr > 0: raise ValueError(f"`--lr` must be positive, got {o.lr}.")
+
+# %% ../nbs/12_cli_train.ipynb #1547d9d4
+def _check_needs(o):
+    "Refuse options that do nothing as they stand."
+    if o.lora_targets and not o.lora:
+        raise ValueError("`--lora_targets` does nothing without --lora, the rank; add it.")
+    if o.kl_weight and not o.lora:
+        raise ValueError("`--kl_weight` holds an adapted model to its own base; it needs --lora.")
+    for k in ("think_start", "think_end"):
+        if getattr(o, k) == "": raise ValueError(f"`--{k}` is empty; give its text, or leave it out.")
+
+# %% ../nbs/12_cli_train.ipynb #9d059c3c
+def _check_model(o):
+    "Refuse what is no model, and an output that would be written over it."
+    find_model(o.model)
+    start, out = Path(o.model).expanduser(), Path(o.output)
+    if start.is_dir() and out.resolve() == start.resolve():
+        raise ValueError(f"`--output` {o.output} is the model to start from; give another folder, "
+                         "so that it stays.")
 
 # %% ../nbs/12_cli_train.ipynb #cb7ebde3
 def _check_guidance(o):
     "The names of the step and its schedule."
     from soft_decoding.train import ENGINES, GuidanceSchedule
-    kinds = dict(engine=[k for k in ENGINES if k != "teacher"], guidance=["clamp", "mix"], dtype=[None, "float32", "bfloat16", "float16", "float64"])
+    kinds = dict(engine=[k for k in ENGINES if k != "teacher"], guidance=["clamp", "mix"],
+                 dtype=[None, "float32", "bfloat16", "float16", "float64"])
     for k, known in kinds.items():
-        if (value := getattr(o, k)) not in known: raise ValueError(f"`--{k}` must be one of {', '.join(filter(None, known))}, got {value}.")
+        if (value := getattr(o, k)) not in known:
+            raise ValueError(f"`--{k}` must be one of {', '.join(filter(None, known))}, got {value}.")
     try: GuidanceSchedule(o.guidance_schedule, 1., o.guidance_floor, o.guidance_warmup, o.guidance_hold)
     except ValueError as e:
         message = str(e).replace("`shape`", "`--guidance_schedule`")
@@ -62,33 +92,44 @@ def _check_guidance(o):
 
 # %% ../nbs/12_cli_train.ipynb #b2e3416a
 RUN_FILE = "soft_train.json"  # Settings of a run, in its folder
-NOT_SETTINGS = ("output", "fresh", "debug", "report", "eval_every", "save_every")  # May differ when a run goes on
+NOT_SETTINGS = ("output", "fresh", "debug", "report", "eval_every", "save_every")  # May differ on resuming
 
 def _run_settings(o):
     "What the result depends on."
     out = {k: v for k, v in vars(o).items() if k not in NOT_SETTINGS}
     for k in ("data", "eval_data"):
-        if out[k] and Path(out[k]).is_file(): out[k + "_sha256"] = hashlib.sha256(Path(out[k]).read_bytes()).hexdigest()
+        if out[k] and Path(out[k]).is_file():
+            out[k + "_sha256"] = hashlib.sha256(Path(out[k]).read_bytes()).hexdigest()
     return out
 
 # %% ../nbs/12_cli_train.ipynb #aaacbaf6
 def _open_run(o):
-    "Whether the run in `--output` is finished already; raise where its folder is not ours, or of another run."
-    from soft_decoding.trainer import complete_checkpoints
-    out, settings = Path(o.output), _run_settings(o)
-    file = out / RUN_FILE
+    "Whether the run in `--output` is finished; raise where its folder is not ours, or of another run."
+    out, file = Path(o.output), Path(o.output) / RUN_FILE
     if out.exists() and not out.is_dir(): raise ValueError(f"`--output` {out} is a file; give a folder.")
     if out.exists() and any(out.iterdir()) and not file.exists():
         raise ValueError(f"`--output` {out} holds other things; give a new folder.")
-    if o.fresh and (kept := [p.name for p in complete_checkpoints(out) if p not in _of_run(out)]):
-        raise ValueError(f"`--fresh` leaves {', '.join(kept)} in {out} alone, for the run there did not write it, and then goes on from it; move it, or give another --output.")
-    if not o.fresh and file.exists():
-        old = json.loads(file.read_text(encoding="utf-8"))
-        for k in sorted({*old["settings"], *settings}):
-            if (was := old["settings"].get(k)) != (now := settings.get(k)) and (now or k in old["settings"]):  # an option may be younger than the run
-                raise ValueError(f"`--output` {out} was begun with {k}={was}, got {k}={now}; use the same, another folder, or --fresh.")
-        return old["finished"]
-    return False
+    if o.fresh: _check_fresh(out)
+    if o.fresh or not file.exists(): return False
+    old = json.loads(file.read_text(encoding="utf-8"))
+    _check_same(out, old["settings"], _run_settings(o))
+    return old["finished"]
+
+# %% ../nbs/12_cli_train.ipynb #35bdc0e7
+def _check_fresh(out):
+    "Refuse to begin anew where a checkpoint would stay that is not the run's."
+    from soft_decoding.trainer import complete_checkpoints
+    if kept := [p.name for p in complete_checkpoints(out) if p not in _of_run(out)]:
+        raise ValueError(f"`--fresh` leaves {', '.join(kept)} in {out} alone, for the run there did not "
+                         "write it, and then goes on from it; move it, or give another --output.")
+
+# %% ../nbs/12_cli_train.ipynb #c2363a35
+def _check_same(out, old, new):
+    "Refuse to go on with other settings; an option may be younger than the run."
+    for k in sorted({*old, *new}):
+        if (was := old.get(k)) != (now := new.get(k)) and (now or k in old):
+            raise ValueError(f"`--output` {out} was begun with {k}={was}, got {k}={now}; "
+                             "use the same, another folder, or --fresh.")
 
 # %% ../nbs/12_cli_train.ipynb #81f24704
 def _of_run(out):
@@ -96,7 +137,8 @@ def _of_run(out):
     from soft_decoding.trainer import checkpoint_note
     try: run = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError): return []
-    checkpoints = [p for p in out.glob("checkpoint-*") if run.get("run") and checkpoint_note(p).get("run") == run["run"]]
+    ours = lambda p: run.get("run") and checkpoint_note(p).get("run") == run["run"]
+    checkpoints = [p for p in out.glob("checkpoint-*") if ours(p)]
     return checkpoints + [p for name in run.get("files", ()) if (p := out / name).is_file()]
 
 # %% ../nbs/12_cli_train.ipynb #02e6562b
@@ -104,10 +146,13 @@ def _clear(out):
     "Remove what the run wrote, and say what stays."
     for p in _of_run(out): shutil.rmtree(p) if p.is_dir() else p.unlink()
     (out / RUN_FILE).unlink(missing_ok=True)
-    if left := sorted(p.name for p in out.iterdir()): print(f"Left alone in {out}, for the run there did not write it: {', '.join(left)}.", flush=True)
+    if left := sorted(p.name for p in out.iterdir()):
+        print(f"Left alone in {out}, for the run there did not write it: {', '.join(left)}.", flush=True)
 
 # %% ../nbs/12_cli_train.ipynb #7c762b1f
-NOT_OF_MODEL = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "soft_checkpoint")  # Files of a checkpoint that a model has not
+NOT_OF_MODEL = (
+    "optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "soft_checkpoint",
+)  # Files of a checkpoint that a model has not
 
 def _model_files(checkpoint):
     "Names of the files that a finished model has, which are in its checkpoints, too."
@@ -118,19 +163,37 @@ def _write_run(o, finished, **more):
     "Settings and state, in one move."
     out = Path(o.output)
     try: out.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise ValueError(f"`--output` {out} cannot be made ({e.strerror or e}); give another folder.") from e
+    except OSError as e:
+        raise ValueError(f"`--output` {out} cannot be made ({e.strerror or e}); give another folder.") from e
     new = out / (RUN_FILE + ".new")
     text = json.dumps(dict(settings=_run_settings(o), finished=finished, **more), indent=1) + "\n"
     try: new.write_text(text, encoding="utf-8"); os.replace(new, out / RUN_FILE)
-    except OSError as e: raise ValueError(f"`--output` {out} cannot be written ({e.strerror or e}); make room, or give another folder.") from e
+    except OSError as e:
+        raise ValueError(f"`--output` {out} cannot be written ({e.strerror or e}); "
+                         "make room, or give another folder.") from e
 
 # %% ../nbs/12_cli_train.ipynb #29ae8413
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 def _read(where, o, option):
     "The rows of a file or of a dataset of the Hub, with the columns that training knows."
+    rows = _load_rows(where, o.split, option)
+    named = ((o.text_column, "text"), (o.prompt_column, "prompt"), (o.completion_column, "completion"))
+    for column, name in named:
+        if column and column not in rows.column_names:
+            raise ValueError(f"`--{option}` {where} has no column {column!r}; "
+                             f"it has {', '.join(rows.column_names)}.")
+        if column and column != name: rows = rows.rename_column(column, name)
+    if not len(rows): raise ValueError(f"`--{option}` {where} has no rows.")
+    return rows
+
+# %% ../nbs/12_cli_train.ipynb #7b570231
+def _load_rows(where, split, option):
+    "The rows as they are stored."
     try: from datasets import disable_progress_bars, load_dataset
-    except ImportError as e: raise ImportError("training on --data needs the datasets package: pip install 'soft_decoding[train]'") from e
+    except ImportError as e:
+        raise ImportError("training on --data needs the datasets package: "
+                          "pip install 'soft_decoding[train]'") from e
     disable_progress_bars()
     path = Path(where).expanduser()
     if path.is_file() and path.suffix not in READERS:
@@ -138,17 +201,12 @@ def _read(where, o, option):
     if not path.exists() and (path.suffix in READERS or str(where).startswith((".", "/", "~"))):
         raise ValueError(f"`--{option}` {where}: there is no such file.")
     try:
-        if path.is_file(): rows = load_dataset(READERS[path.suffix], data_files=str(path), split="train")
-        else: rows = load_dataset(str(where), split=o.split)
+        if not path.is_file(): return load_dataset(str(where), split=split)
+        return load_dataset(READERS[path.suffix], data_files=str(path), split="train")
     except Exception as e:
         cause = e.__cause__ or e
-        raise ValueError(f"`--{option}` {where} cannot be read: {str(cause).splitlines()[0] if str(cause) else type(cause).__name__}") from e
-    for column, name in ((o.text_column, "text"), (o.prompt_column, "prompt"), (o.completion_column, "completion")):
-        if column and column not in rows.column_names:
-            raise ValueError(f"`--{option}` {where} has no column {column!r}; it has {', '.join(rows.column_names)}.")
-        if column and column != name: rows = rows.rename_column(column, name)
-    if not len(rows): raise ValueError(f"`--{option}` {where} has no rows.")
-    return rows
+        said = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+        raise ValueError(f"`--{option}` {where} cannot be read: {said}") from e
 
 # %% ../nbs/12_cli_train.ipynb #a55b813d
 def _rows(o):
@@ -161,17 +219,20 @@ def _rows(o):
     return parts["train"], parts["test"]
 
 # %% ../nbs/12_cli_train.ipynb #2f369b93
+_AS_IS = """guidance_schedule guidance_floor guidance_warmup guidance_hold guidance_coins guidance engine
+passes hops tolerance temperature top_p min_p beta max_length drop_unusable think_start think_end seed"""
+
 def _arguments(o, **more):
     "The options as arguments of `SoftTrainer`."
     from soft_decoding.trainer import SoftTrainingArguments
-    same = ("guidance_schedule guidance_floor guidance_warmup guidance_hold guidance_coins guidance engine passes hops tolerance temperature "
-            "top_p min_p beta max_length drop_unusable think_start think_end seed").split()
-    given = {k: getattr(o, k) for k in same}
+    more |= {k: getattr(o, k) for k in _AS_IS.split()}
     return SoftTrainingArguments(
-        o.output, max_steps=o.steps, per_device_train_batch_size=o.batch_size, per_device_eval_batch_size=o.batch_size,
-        gradient_accumulation_steps=o.accumulate, learning_rate=o.lr, lr_scheduler_type="cosine", warmup_steps=min(.1, o.guidance_warmup),
-        top_k=o.top_k or None, kl_weight=o.kl_weight or 0., gradient_checkpointing=o.checkpointing, use_cpu=o.cpu, save_strategy="steps", save_steps=o.save_every,
-        save_total_limit=2, logging_steps=o.eval_every, report_to=o.report or "none", full_determinism=False, **given, **more)
+        o.output, max_steps=o.steps, per_device_train_batch_size=o.batch_size,
+        per_device_eval_batch_size=o.batch_size, gradient_accumulation_steps=o.accumulate, learning_rate=o.lr,
+        lr_scheduler_type="cosine", warmup_steps=min(.1, o.guidance_warmup), top_k=o.top_k or None,
+        kl_weight=o.kl_weight or 0., gradient_checkpointing=o.checkpointing, use_cpu=o.cpu,
+        save_strategy="steps", save_steps=o.save_every, save_total_limit=2, logging_steps=o.eval_every,
+        report_to=o.report or "none", full_determinism=False, **more)
 
 # %% ../nbs/12_cli_train.ipynb #36ca1256
 def _finish(trainer, o):
@@ -200,7 +261,8 @@ def _save(trainer, o, had):
     out, first = Path(o.output), trainer.is_world_process_zero()
     files = _model_files(complete_checkpoints(out)[-1])
     if theirs := [name for name in files if (out / name).exists() and name not in had]:
-        raise ValueError(f"`--output` {out} has a {theirs[0]} that this run did not write; move it, and give the same command again: the model is in the last checkpoint.")
+        raise ValueError(f"`--output` {out} has a {theirs[0]} that this run did not write; move it, and "
+                         "give the same command again: the model is in the last checkpoint.")
     trainer.accelerator.wait_for_everyone()
     if first: _write_run(o, False, run=trainer.run_id, files=files)
     trainer.save_model(o.output)
@@ -212,18 +274,21 @@ def _say(trainer, *lines):
     if trainer.is_world_process_zero(): print(*lines, sep="\n", flush=True)
 
 # %% ../nbs/12_cli_train.ipynb #84e6aedd
+_SHOWN = dict(
+    guidance_alpha="share {:.2f}", loss="loss {:.3f}", teacher_loss="teacher-forced {:.3f}",
+    entropy="entropy {:.2f}", grad_norm="gradient {:.2g}", eval_loss="held out: soft {:.3f}",
+    eval_teacher_loss="teacher-forced {:.3f}", eval_floor="floor {:.3f}",
+    eval_perplexity="perplexity {:.2f}", eval_reference_perplexity="(base {:.2f})",
+)  # What is logged -> how it is printed
+
 def _lines(extra=None):
-    "A callback: one line for what is logged, to which `extra(step)` adds, and on a terminal the progress bar."
+    "A callback: a line for what is logged and for what `extra()` adds; on a terminal the progress bar, too."
     from transformers.trainer_callback import ProgressCallback, TrainerCallback
     class Lines(ProgressCallback if sys.stderr.isatty() else TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
-            if not state.is_world_process_zero: return
-            shown = dict(guidance_alpha="share {:.2f}", loss="loss {:.3f}", teacher_loss="teacher-forced {:.3f}", entropy="entropy {:.2f}",
-                         grad_norm="gradient {:.2g}", eval_loss="held out: soft {:.3f}", eval_teacher_loss="teacher-forced {:.3f}",
-                         eval_floor="floor {:.3f}", eval_perplexity="perplexity {:.2f}", eval_reference_perplexity="(base {:.2f})")
-            if not ("loss" in logs or "eval_loss" in logs): return
-            parts = [form.format(float(logs[k])) for k, form in shown.items() if k in logs]
-            if extra and "loss" in logs: parts = parts[:2] + extra(state.global_step)
+            if not state.is_world_process_zero or not ("loss" in logs or "eval_loss" in logs): return
+            parts = [form.format(float(logs[k])) for k, form in _SHOWN.items() if k in logs]
+            if extra and "loss" in logs: parts = parts[:2] + extra()
             line = f"step {state.global_step:>5}  " + "  ".join(parts)
             bar = getattr(self, "training_bar", None)
             print(line, flush=True) if bar is None else bar.write(line)
@@ -236,31 +301,44 @@ def _with_lines(trainer, extra=None):
     trainer.add_callback(_lines(extra))
     return trainer
 
+# %% ../nbs/12_cli_train.ipynb #f333fe50
+def _new_model():
+    "The architecture of the shipped model with new weights."
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(SHIPPED))
+    model.generation_config = GenerationConfig.from_pretrained(SHIPPED)
+    return model
+
+# %% ../nbs/12_cli_train.ipynb #838f627e
+def _both_ways(model, tokenizer, problems):
+    "Accuracy with mixtures fed back, and with single tokens; the mode of the model stays."
+    from soft_decoding.tasks import accuracy
+    was = model.training
+    model.eval()
+    scores = {name: accuracy(model, tokenizer, problems, top_k=k)["accuracy"]
+              for name, k in (("soft", None), ("discrete", 1))}
+    model.train(was)
+    return scores
+
 # %% ../nbs/12_cli_train.ipynb #fcbe0396
 def _train_shipped(o):
     "A new model of the shipped kind, on its task."
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, set_seed
-    from soft_decoding.tasks import MNNS, ChainDataset, accuracy
+    from transformers import AutoTokenizer, set_seed
+    from soft_decoding.tasks import MNNS, ChainDataset
     from soft_decoding.trainer import SoftTrainer
-    task, tokenizer = MNNS(), AutoTokenizer.from_pretrained(SHIPPED)
-    learn, test = task.split()
+    tokenizer, (learn, test) = AutoTokenizer.from_pretrained(SHIPPED), MNNS().split()
     set_seed(o.seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(SHIPPED))
-    model.generation_config = GenerationConfig.from_pretrained(SHIPPED)
-    data, few = ChainDataset(learn, tokenizer, seed=o.seed), test[:400]
-    def look(step):
-        was, out = model.training, []
-        model.eval()
-        for name, k in (("soft", None), ("discrete", 1)):
-            out.append(f"{name} {100 * accuracy(model, tokenizer, few, top_k=k)['accuracy']:5.1f} %")
-        model.train(was)
-        return out
-    trainer = SoftTrainer(model, _arguments(o, weight_decay=.01, adam_beta2=.99, dataloader_drop_last=True), train_dataset=data,
-                          data_collator=data.collate, processing_class=tokenizer)
-    _say(trainer, f"{len(learn)} problems to learn from, {len(test)} others to test on; accuracy on {len(few)} of these:")
+    model, data, few = _new_model(), ChainDataset(learn, tokenizer, seed=o.seed), test[:400]
+    args = _arguments(o, weight_decay=.01, adam_beta2=.99, dataloader_drop_last=True)
+    trainer = SoftTrainer(model, args, train_dataset=data, data_collator=data.collate,
+                          processing_class=tokenizer)
+    _say(trainer, f"{len(learn)} problems to learn from, {len(test)} others to test on; "
+                  f"accuracy on {len(few)} of these:")
+    look = lambda: [f"{name} {100 * x:5.1f} %" for name, x in _both_ways(model, tokenizer, few).items()]
     _finish(_with_lines(trainer, look), o)
-    trainer.scores = {name: accuracy(model.eval(), tokenizer, test, top_k=k)["accuracy"] for name, k in (("soft", None), ("discrete", 1))}
-    _say(trainer, "All held-out problems: " + ", ".join(f"{name} {100 * score:.1f} %" for name, score in trainer.scores.items()),
+    trainer.scores = _both_ways(model.eval(), tokenizer, test)
+    scores = ", ".join(f"{name} {100 * score:.1f} %" for name, score in trainer.scores.items())
+    _say(trainer, f"All held-out problems: {scores}",
          f'The model is in {o.output}. Try it: soft_generate "8 3 2 7" --model {o.output}')
     return trainer
 
@@ -272,11 +350,13 @@ def _train_data(o):
     model, tokenizer = load_model(o.model, o.dtype, "cpu", o.trust_remote_code)  # the trainer moves it
     if o.freeze: freeze(model, *[part.strip() for part in o.freeze.split(",")])
     args = _arguments(o, eval_strategy="no" if test is None else "steps", eval_steps=o.eval_every)
-    trainer = SoftTrainer(model, args, train_dataset=learn, eval_dataset=test, processing_class=tokenizer, peft_config=_adapter(o))
+    trainer = SoftTrainer(model, args, train_dataset=learn, eval_dataset=test, processing_class=tokenizer,
+                          peft_config=_adapter(o))
     trained = sum(p.numel() for p in trainer.soft.parameters() if p.requires_grad)
     learn, test = trainer.train_dataset, trainer.eval_dataset
     out = f", {len(trainer.dropped)} left out" if trainer.dropped else ""
-    _say(trainer, f"{len(learn)} rows to learn from, {0 if test is None else len(test)} to evaluate on{out}; {trained:,} numbers are trained.")
+    _say(trainer, f"{len(learn)} rows to learn from, {0 if test is None else len(test)} to evaluate on{out}; "
+                  f"{trained:,} numbers are trained.")
     _finish(_with_lines(trainer), o)
     _say(trainer, f'The model is in {o.output}. Try it: soft_generate "..." --model {o.output}')
     return trainer
@@ -290,12 +370,14 @@ def _adapter(o):
     return LoraConfig(r=o.lora, lora_alpha=2 * o.lora, target_modules=targets, task_type="CAUSAL_LM")
 
 # %% ../nbs/12_cli_train.ipynb #3ee4f13f
-@command("soft_train", **{"what is learned": "model", "guidance": "guidance_schedule", "the soft path": "engine", "steps": "steps",
-                          "what is trained": "lora", "other": "output"})
+@command("soft_train", **{"what is learned": "model", "guidance": "guidance_schedule",
+                          "the soft path": "engine", "steps": "steps", "what is trained": "lora",
+                          "other": "output"})
 def train(
     *,
     model: str = None,  # Hub id or local folder to start from (a new model of the shipped kind)
-    data: str = None,  # .jsonl, .json, .csv, .parquet or .txt file, or a dataset of the Hub (the sums of the shipped model)
+    # .jsonl, .json, .csv, .parquet or .txt file, or a dataset of the Hub (the sums of the shipped model)
+    data: str = None,
     split: str = "train",  # Part of a dataset of the Hub (train)
     eval_data: str = None,  # The same for evaluation (some rows of --data)
     eval_rows: int = 64,  # Rows to hold out for evaluation, a tenth at most; 0 for none (64)
@@ -305,8 +387,10 @@ def train(
     think_start: str = None,  # Text after which a completion is soft (its beginning)
     think_end: str = None,  # Text before which it is soft, such as #### or </think> (its end)
     max_length: int = None,  # Cut rows to so many tokens
-    drop_unusable: bool = False,  # Leave out rows that cannot be learned from, and count them (they are an error)
-    guidance_schedule: str = "linear",  # Of the share of the truth: constant, linear, cosine or inverse_sigmoid (linear)
+    # Leave out rows that cannot be learned from, and count them (they are an error)
+    drop_unusable: bool = False,
+    # Of the share of the truth: constant, linear, cosine or inverse_sigmoid (linear)
+    guidance_schedule: str = "linear",
     guidance_floor: float = None,  # Share at the end (0.25; shipped kind 0)
     guidance_warmup: float = None,  # Part of the steps before it falls (0.1; shipped kind 0.3)
     guidance_hold: float = None,  # Part of the steps after it has fallen (0; shipped kind 0.3)
@@ -327,10 +411,12 @@ def train(
     lr: float = None,  # Peak learning rate (1e-4; shipped kind 6e-3)
     lora: int = None,  # Train LoRA adapters of this rank (the whole model)
     lora_targets: str = None,  # Modules with adapters, with commas between them (all linear layers)
-    freeze: str = None,  # Parts to leave alone, with commas: embeddings, head, first:n, last:n, or patterns of names
+    # Parts to leave alone, with commas: embeddings, head, first:n, last:n, or patterns of names
+    freeze: str = None,
     kl_weight: float = None,  # With --lora: weight of the KL to the model without adapters (0)
     checkpointing: bool = False,  # Recompute activations: less memory, more time
-    output: str = "soft_model",  # Folder of the run and of the model; the same command again resumes it (soft_model)
+    # Folder of the run and of the model; the same command again resumes it (soft_model)
+    output: str = "soft_model",
     fresh: bool = False,  # Begin anew: remove what the run in that folder wrote, and nothing else
     eval_every: int = None,  # Steps between evaluations and log lines (100)
     save_every: int = None,  # Steps between checkpoints (100; shipped kind 200)
@@ -344,8 +430,11 @@ def train(
     "Train a model for soft decoding: its inputs become mixtures, less and less led by the truth."
     o = SimpleNamespace(**locals())
     _check_train(o)
-    if model is not None and Path(model).expanduser().is_dir(): o.model = str(Path(model).expanduser().resolve())
-    if _open_run(o): return print(f"This run is finished: the model is in {o.output}. Another --output, or --fresh, trains again.")
+    if model is not None and Path(model).expanduser().is_dir():
+        o.model = str(Path(model).expanduser().resolve())
+    if _open_run(o):
+        return print(f"This run is finished: the model is in {o.output}. "
+                     "Another --output, or --fresh, trains again.")
     with quiet(debug), _speaking(): return (_train_shipped if data is None else _train_data)(o)
 
 # %% ../nbs/12_cli_train.ipynb #03c657d0

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['cache_field', 'split_filters', 'check_config', 'check_options', 'check_ids', 'ContextLimit', 'check_prompt',
-           'AnswerRules', 'filler_id', 'span_filler', 'stopping_limits', 'CacheNames', 'SoftOutput', 'eval_mode',
-           'soft_decode', 'kept_outputs', 'bound_think', 'through_generate', 'catch_up', 'soft_generate', 'unwrap']
+           'AnswerRules', 'filler_id', 'span_filler', 'stopping_limits', 'CacheNames', 'SoftOutput', 'span_report',
+           'eval_mode', 'soft_decode', 'kept_outputs', 'bound_think', 'through_generate', 'catch_up', 'soft_generate',
+           'unwrap']
 
 # %% ../nbs/02c_decode.ipynb #02cdec03
 import copy, difflib, inspect, warnings
@@ -26,7 +27,7 @@ from .cache import NAMES, cache_of
 from .dist import Sampling
 from .rollout import (Guidance, Phase, State, check_model, check_padding, check_plugs, context_length, forward_parameters,
                                    soft_rollout, text_config)
-from .soft_embed import plain_mixer
+from .soft_embed import plain_mixer, table_size
 from .think import Think, span_of
 from .trace import SoftTrace
 
@@ -86,7 +87,7 @@ def check_options(
 # %% ../nbs/02c_decode.ipynb #dbde19c2
 def check_ids(name, ids, embedding):
     "Raise for an id that the embedding has no row for."
-    rows = getattr(embedding, "num_embeddings", None)
+    rows = table_size(embedding)
     for i in ids:
         if rows is not None and not 0 <= i < rows:
             raise ValueError(f"`{name}` must have ids in [0, {rows}), the model's vocabulary, got {i}.")
@@ -180,7 +181,7 @@ def span_filler(
 ) -> int | None:
     "A filler for what rules must not see; None where the policy hides nothing."
     if "hidden" not in state.think_state: return None
-    rows = getattr(model.get_input_embeddings(), "num_embeddings", None) or text_config(model).vocab_size
+    rows = table_size(model.get_input_embeddings()) or text_config(model).vocab_size
     special = [getattr(config, f"_{name}_token_tensor", None) for name in ("eos", "pad", "bos")]
     ids = [i for x in special if x is not None for i in x.flatten().tolist()]
     span = span_of(think)
@@ -222,7 +223,10 @@ class SoftOutput(CacheNames, GenerateDecoderOnlyOutput):
     unclosed: Tensor | None = None  # Rows whose think span is still open, though something could have closed it, bool `(b,)`
 
 # %% ../nbs/02c_decode.ipynb #dba2492e
-def _spans(state, think):
+def span_report(
+    state: State,  # Where the rows ended
+    think: Callable | None,  # The policy that they followed; None: there is nothing to report
+) -> dict:  # Rows unopened, and rows unclosed, bool (b,)
     "Rows whose span never opened, and rows where it is still open; one warning for both."
     if think is None: return {}
     inside, hides = (state.phase == Phase.THINK) | (state.phase == Phase.END), "hidden" in state.think_state
@@ -315,7 +319,7 @@ def soft_decode(
                 pad_token_id=_pad_id(config), trace_k=trace_k if traced else 0, keep=keep,
                 on_token=stream.put, progress=progress)
     finally: stream.end()
-    spans = _spans(state, think)
+    spans = span_report(state, think)
     return _output(state, infos, embedding, keep, spans) if config.return_dict_in_generate else state.input_ids
 
 # %% ../nbs/02c_decode.ipynb #5e48dcb3
@@ -544,7 +548,7 @@ def _user_criteria(criteria, stop_strings, config, tokenizer):
 # %% ../nbs/02c_decode.ipynb #6e39e8dc
 def _vocab_size(model, tokenizer):
     "One more than the largest id with a token, where the table has padding rows behind it; None for no such rows."
-    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    rows = table_size(model.get_input_embeddings())
     if tokenizer is None or rows is None or len(tokenizer) >= rows: return None
     return max(tokenizer.get_vocab().values()) + 1
 

@@ -116,9 +116,9 @@ def to_dense(
     "Probabilities over the whole vocabulary."
     if self.ids is not None:
         return self.probs.new_zeros(*self.probs.shape[:-1], vocab_size).scatter_add(-1, self.ids, self.probs)
-    if vocab_size < self.probs.shape[-1]:
-        raise ValueError(f"`vocab_size` must be at least {self.probs.shape[-1]}, the width of `probs`, got {vocab_size}.")
-    return torch.nn.functional.pad(self.probs, (0, vocab_size - self.probs.shape[-1]))
+    if vocab_size < (width := self.probs.shape[-1]):
+        raise ValueError(f"`vocab_size` must be at least {width}, the width of `probs`, got {vocab_size}.")
+    return torch.nn.functional.pad(self.probs, (0, vocab_size - width))
 
 # %% ../nbs/00_dist.ipynb #49a743fb
 @patch
@@ -159,7 +159,8 @@ def _check_number(name, value, rule, ok, tensor=False):
     "Raise an error that names the argument, the rule and the value, unless `value` is None or `ok`."
     if value is None or tensor and isinstance(value, Tensor): return
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"`{name}` must be a number{' or a tensor' if tensor else ''}, {rule}, got {value!r}.")
+        kind = "a number or a tensor" if tensor else "a number"
+        raise TypeError(f"`{name}` must be {kind}, {rule}, got {value!r}.")
     if not ok(value): raise ValueError(f"`{name}` must be {rule}, got {value}.")
 
 # %% ../nbs/00_dist.ipynb #b2be79b3
@@ -171,9 +172,10 @@ def check_sampling(
     mass: float | None = None,  # In (0, 1]; None is off
 ) -> None:
     "Raise a ValueError or TypeError, in one line, for a setting outside its range."
+    warmth = lambda x: 0 <= x < torch.inf
     share = lambda x: 0 <= x <= 1
     whole = lambda x: x >= 1 and float(x).is_integer()
-    _check_number("temperature", temperature, "at least 0 and finite (0 is greedy)", lambda x: 0 <= x < torch.inf, True)
+    _check_number("temperature", temperature, "at least 0 and finite (0 is greedy)", warmth, tensor=True)
     _check_number("top_k", top_k, "an integer of at least 1 (None switches it off)", whole)
     _check_number("top_p", top_p, "in [0, 1] (None switches it off)", share)
     _check_number("min_p", min_p, "in [0, 1] (None switches it off)", share)
@@ -182,13 +184,16 @@ def check_sampling(
 # %% ../nbs/00_dist.ipynb #33b4b01e
 _SMALLEST = torch.finfo(torch.float32).tiny  # what is less is 0 to a float32
 
-def _is_zero(temperature): return temperature is not None and not isinstance(temperature, Tensor) and temperature < _SMALLEST
+def _is_zero(temperature):
+    "Whether it is a number that means greedy."
+    return temperature is not None and not isinstance(temperature, Tensor) and temperature < _SMALLEST
 
 # %% ../nbs/00_dist.ipynb #4911065a
 def _tempered(logits, temperature):
     "`logits / temperature` up to a constant per row: the largest is 0, so that nothing overflows."
     logits = logits - logits.detach().amax(-1, keepdim=True)
-    if isinstance(temperature, Tensor): return logits.maximum(-1e4 * temperature.detach()) / temperature  # exp(-1e4) is 0
+    if isinstance(temperature, Tensor):
+        return logits.maximum(-1e4 * temperature.detach()) / temperature  # exp(-1e4) is 0
     return logits if temperature is None else logits.div_(temperature)
 
 # %% ../nbs/00_dist.ipynb #eac55fe9
@@ -208,7 +213,7 @@ def _top_k(logits, k):
         ids = _lowest_ids(x, top_entries(x, k)[0][..., -1:], k)
     else:
         values, ids = top_entries(x, min(k + 1, x.shape[-1]))  # one more than asked for shows a tie
-        if not bool((values[..., 1:] == values[..., :-1]).any()):  # no two are equal: the order is what it should be
+        if not bool((values[..., 1:] == values[..., :-1]).any()):  # no two are equal: their order is right
             return ids[..., :k], logits.gather(-1, ids[..., :k]) if logits.requires_grad else values[..., :k]
         ids = _candidates(x, k, values, ids)
     ids = ids.sort(-1).values
@@ -225,7 +230,7 @@ def _candidates(logits, k, values, ids):
 
 # %% ../nbs/00_dist.ipynb #11522167
 def _lowest_ids(logits, kth, k):
-    "The ids above the k-th largest logit `kth`, filled up with the lowest ids that equal it; NaN counts as +inf."
+    "The ids above the k-th largest logit `kth`, and the lowest that equal it; NaN counts as +inf."
     logits, kth = (x.nan_to_num(torch.inf, torch.inf, -torch.inf) for x in (logits, kth))
     above, equal = logits > kth, logits == kth
     keep = above | equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True))
@@ -279,10 +284,27 @@ def invalid_rows(
     largest = logits.amax(-1)
     return largest - largest != 0  # 0 where it is finite, else NaN
 
+# %% ../nbs/00_dist.ipynb #2943c4f0
+def _raise_invalid(logits, where=""):
+    "Name the first row that no distribution can be made of."
+    if not (bad := invalid_rows(logits)).any(): return
+    row = ", ".join(str(i) for i in bad.nonzero()[0].tolist())
+    raise ValueError(f"`logits` must have a finite maximum in every row{where}, row ({row}) has NaN, "
+                     "+inf or no finite entry; `remove_invalid_values=True` repairs it.")
+
+# %% ../nbs/00_dist.ipynb #7669c27d
+def _on_support(logits, support, temperature):
+    "Renormalise `logits / temperature` on the ids where `support` is positive."
+    if support.ids is not None: logits = logits.gather(-1, support.ids)
+    logits = logits.masked_fill(support.probs == 0, -torch.inf)
+    _raise_invalid(logits, " of `support`")
+    dist = _filter_logits(logits, temperature, None, None, None)
+    return TokenDist(support.ids if dist.ids is None else support.ids_at(dist.ids), dist.probs)
+
 # %% ../nbs/00_dist.ipynb #1cd7e7da
 def mk_proba_dist(
     logits: Tensor,  # Raw scores `(..., v)`
-    temperature: float | Tensor | None = None,  # Divides the logits; 0 is the argmax, None is 1; a tensor: positive, `(..., 1)`
+    temperature: float | Tensor | None = None,  # Divides the logits; 0: argmax, None: 1; or `(..., 1)`
     top_k: int | None = None,  # Keep exactly the k likeliest
     top_p: float | None = None,  # Keep the smallest set with this mass, in [0, 1]
     min_p: float | None = None,  # Keep tokens at least this likely relative to the likeliest, in [0, 1]
@@ -295,7 +317,8 @@ def mk_proba_dist(
     "The distribution that decoding uses: temperature, top-k, top-p, min-p, in transformers' order."
     check_sampling(temperature, top_k, top_p, min_p, mass)
     if isinstance(temperature, Tensor) and not bool((temperature >= 1e-30).all()):
-        raise ValueError(f"`temperature` must be at least 1e-30 where it is a tensor, got {temperature.tolist()}; the number 0 is greedy.")
+        raise ValueError("`temperature` must be at least 1e-30 where it is a tensor, "
+                         f"got {temperature.tolist()}; the number 0 is greedy.")
     logits = _promote(logits)
     if remove_invalid_values:
         limit = torch.finfo(logits.dtype)
@@ -304,23 +327,6 @@ def mk_proba_dist(
     if support is not None: return _on_support(logits, support, temperature)
     dist = _filter_logits(logits, temperature, top_k, top_p, min_p, temperature_last)
     return dist if mass is None else dist.compact(mass)
-
-# %% ../nbs/00_dist.ipynb #2943c4f0
-def _raise_invalid(logits, where=""):
-    "Name the first row that no distribution can be made of."
-    if not (bad := invalid_rows(logits)).any(): return
-    row = ", ".join(str(i) for i in bad.nonzero()[0].tolist())
-    raise ValueError(f"`logits` must have a finite maximum in every row{where}, row ({row}) has NaN, +inf or no finite "
-                     "entry; `remove_invalid_values=True` repairs it.")
-
-# %% ../nbs/00_dist.ipynb #7669c27d
-def _on_support(logits, support, temperature):
-    "Renormalise `logits / temperature` on the ids where `support` is positive."
-    if support.ids is not None: logits = logits.gather(-1, support.ids)
-    logits = logits.masked_fill(support.probs == 0, -torch.inf)
-    _raise_invalid(logits, " of `support`")
-    dist = _filter_logits(logits, temperature, None, None, None)
-    return TokenDist(support.ids if dist.ids is None else support.ids_at(dist.ids), dist.probs)
 
 # %% ../nbs/00_dist.ipynb #32ae246f
 @patch
@@ -378,7 +384,7 @@ def clamp_token(
     token: Tensor,  # Ids `(...)`, inside or outside the support
     alpha: float | Tensor,  # Least probability of the token, in [0, 1]; a tensor is `(...)`
 ) -> TokenDist:
-    "Raise `p[token]` to at least `alpha` and scale the rest down; `p` is left alone where it gives that much."
+    "Raise `p[token]` to at least `alpha` and scale the rest down; leave `p` alone where it gives that much."
     ids, others, own, hit, alpha = self._with_token(token, alpha)
     low = own < alpha
     scale = torch.where(low, (1 - alpha) / torch.where(low, 1 - own, 1.), 1.)
@@ -462,7 +468,8 @@ def sample(
     total = heights[..., -1:]
     u = torch.empty_like(total)
     for part, g in noise_rows(u, generator): part.uniform_(generator=g)
-    u = torch.minimum(u * total, total.nextafter(torch.zeros_like(total)))  # below the total, also after rounding
+    below = total.nextafter(torch.zeros_like(total))  # less than the total, also after rounding
+    u = torch.minimum(u * total, below)
     slot = torch.searchsorted(heights, u, right=True).clamp_max(heights.shape[-1] - 1)
     return self.ids_at(slot).squeeze(-1)
 
@@ -483,7 +490,8 @@ def step_generators(
     "A list of row generators is keyed by (row seed, step, stream), so a draw survives batching and resuming."
     if not isinstance(generator, (list, tuple)): return generator
     if strange := [g for g in generator if not isinstance(g, torch.Generator)]:
-        raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {strange[0]!r} in the list.")
+        raise TypeError("`generator` must be a torch.Generator or a list of them, "
+                        f"got {strange[0]!r} in the list.")
     key = lambda g: _mix64(_mix64(_mix64(g.initial_seed()) + step + 1) + stream + 1)
     return [torch.Generator(g.device).manual_seed(key(g) >> 1) for g in generator]
 
@@ -500,7 +508,7 @@ def exponential_noise(
 # %% ../nbs/00_dist.ipynb #9de13705
 def logits_entropy(
     logits: Tensor,  # `(..., v)`
-    temperature: float | Tensor | None = None,  # Divides the logits; 0 gives entropy 0; a tensor is `(..., 1)`
+    temperature: float | Tensor | None = None,  # Divides the logits; 0: entropy 0; a tensor is `(..., 1)`
 ) -> Tensor:  # Nats, `(...)`; NaN for an invalid row
     "Entropy of `softmax(logits / temperature)`."
     if _is_zero(temperature): return _promote(0 * logits.amax(-1)).abs()
@@ -511,7 +519,8 @@ def logits_entropy(
     rows = logits.flatten(0, -2)  # (n, v)
     parts = rows.split(size)
     temps = [temperature] * len(parts)
-    if isinstance(temperature, Tensor): temps = temperature.expand(*logits.shape[:-1], 1).reshape(-1, 1).split(size)
+    if isinstance(temperature, Tensor):
+        temps = temperature.expand(*logits.shape[:-1], 1).reshape(-1, 1).split(size)
     total, weighted = (torch.cat(sums) for sums in zip(*(_sums(x, t) for x, t in zip(parts, temps))))
     return (total.log() - weighted / total).view(logits.shape[:-1])
 
@@ -542,5 +551,7 @@ class Sampling:
         ctx=None,  # The step's context; a fixed sampling does not read it
     ) -> tuple[TokenDist, Tensor]:  # The distribution, and the entropy `(...)` in nats before the filters
         "Filter `logits`; invalid rows come out as NaN, for the driver to name."
-        dist = _filter_logits(logits, self.temperature, self.top_k, self.top_p, self.min_p, self.temperature_last)
-        return dist if self.mass is None else dist.compact(self.mass), logits_entropy(logits, self.temperature)
+        filters = self.top_k, self.top_p, self.min_p, self.temperature_last
+        dist = _filter_logits(logits, self.temperature, *filters)
+        if self.mass is not None: dist = dist.compact(self.mass)
+        return dist, logits_entropy(logits, self.temperature)

@@ -7,9 +7,9 @@ __all__ = ['Children', 'token_children', 'equal_mass', 'Cells', 'Branch', 'Colla
            'soft_beam_decode']
 
 # %% ../nbs/05_soft_beam.ipynb #0abc2e27
-import copy, inspect, math
+import copy, math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from fastcore.basics import patch
@@ -20,12 +20,14 @@ from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
 
 from .cache import cache_of, is_stateful, replace_cache
 from .decode import (
-    AnswerRules, CacheNames, ContextLimit, bound_think, cache_field, check_config, check_ids, check_options, check_prompt, eval_mode,
-    soft_decode, span_filler, split_filters, stopping_limits, through_generate)
+    AnswerRules, CacheNames, ContextLimit, bound_think, cache_field, check_config, check_ids, check_options,
+    check_prompt, eval_mode, kept_outputs, soft_decode, span_filler, span_report, split_filters,
+    stopping_limits, through_generate)
 from .dist import TokenDist, top_entries, step_generators
 from .gumbel import gumbel_noise
 from .rollout import (
-    Phase, State, check_model, check_plugs, check_reorder, feed_readout, forward, prompt_learner, slim_info, soft_rollout, text_config)
+    Phase, State, check_model, check_plugs, check_reorder, feed_readout, forward, prompt_learner, slim_info,
+    soft_rollout, text_config)
 from .soft_embed import SoftToken, mix_embeds
 from .think import Think
 from .trace import SoftTrace
@@ -37,15 +39,6 @@ class Children:
     log_p: Tensor  # What a child adds to the score, nats (r, c); -inf: there is no such child
     token: Tensor  # Its read-out, (r, c)
     group: Tensor | None = None  # Child of each entry of the support, (r, k); None: children are tokens
-
-    def pad(
-        self,
-        width: int,  # Slots, at least c
-    ) -> "Children":
-        "The same with more slots, which hold no child."
-        if (n := width - self.log_p.shape[-1]) <= 0: return self
-        log_p = torch.nn.functional.pad(self.log_p, (0, n), value=-math.inf)
-        return replace(self, log_p=log_p, token=torch.cat([self.token, self.token[:, :1].expand(-1, n)], -1))
 
 # %% ../nbs/05_soft_beam.ipynb #0dd7398c
 def token_children(
@@ -59,6 +52,17 @@ def token_children(
         return Children(log_p, ids)
     log_p, slot = top_entries(log_p, keep)
     return Children(log_p, slot if ids is None else ids.gather(-1, slot))
+
+# %% ../nbs/05_soft_beam.ipynb #8895fc76
+@patch
+def pad(
+    self: Children,
+    width: int,  # Slots, at least c
+) -> Children:
+    "The same with more slots, which hold no child."
+    if (n := width - self.log_p.shape[-1]) <= 0: return self
+    log_p = torch.nn.functional.pad(self.log_p, (0, n), value=-math.inf)
+    return replace(self, log_p=log_p, token=torch.cat([self.token, self.token[:, :1].expand(-1, n)], -1))
 
 # %% ../nbs/05_soft_beam.ipynb #ea08b63d
 def _whole(name, value, more=""):
@@ -88,51 +92,59 @@ class Cells:
     def __post_init__(self):
         if self.count is not None: self.count = _whole("Cells.count", self.count, "; None is a token each")
 
-    def children(
-        self,
-        dist: TokenDist,  # Of each beam, after the filters, (r, k)
-        log_p: Tensor,  # Of each entry before the filters, nats (r, k); -inf outside the support
-        ends: Tensor,  # Ids that are cells of their own, (e,)
-        keep: int | None = None,  # How many children can matter, where they are tokens; None: all
-    ) -> Children:
-        "Log-mass and likeliest token of each cell."
-        if self.count is None: return token_children(log_p, dist.ids, keep)
-        group, count = self._groups(dist, ends)
-        inside = group.unsqueeze(1) == torch.arange(count, device=group.device)[:, None]  # (r, c, k)
-        own = log_p.unsqueeze(1).masked_fill(~inside, -math.inf)
-        return Children(own.logsumexp(-1), dist.ids_at(own.argmax(-1)), group)
+# %% ../nbs/05_soft_beam.ipynb #fd523eef
+@patch
+def children(
+    self: Cells,
+    dist: TokenDist,  # Of each beam, after the filters, (r, k)
+    log_p: Tensor,  # Of each entry before the filters, nats (r, k); -inf outside the support
+    ends: Tensor,  # Ids that are cells of their own, (e,)
+    keep: int | None = None,  # How many children can matter, where they are tokens; None: all
+) -> Children:
+    "Log-mass and likeliest token of each cell."
+    if self.count is None: return token_children(log_p, dist.ids, keep)
+    group, count = self._groups(dist, ends)
+    inside = group.unsqueeze(1) == torch.arange(count, device=group.device)[:, None]  # (r, c, k)
+    own = log_p.unsqueeze(1).masked_fill(~inside, -math.inf)
+    return Children(own.logsumexp(-1), dist.ids_at(own.argmax(-1)), group)
 
-    def _groups(self, dist, ends):
-        "The cell of each entry, and how many cells there are."
-        if self.count == 1: return torch.zeros_like(dist.probs, dtype=torch.long), 1
-        if not len(ends): return self._assigned(dist), self.count
-        ids = torch.arange(dist.probs.shape[-1], device=ends.device) if dist.ids is None else dist.ids
-        is_end = (ids.unsqueeze(-1) == ends).expand(*dist.probs.shape, len(ends))
-        ended = is_end.any(-1)
-        group = self._assigned(TokenDist(dist.ids, dist.probs.masked_fill(ended, 0)))
-        return torch.where(ended, self.count + is_end.long().argmax(-1), group), self.count + len(ends)
+# %% ../nbs/05_soft_beam.ipynb #fb688636
+@patch
+def _groups(self: Cells, dist, ends):
+    "The cell of each entry, and how many cells there are."
+    if self.count == 1: return torch.zeros_like(dist.probs, dtype=torch.long), 1
+    if not len(ends): return self._assigned(dist), self.count
+    ids = torch.arange(dist.probs.shape[-1], device=ends.device) if dist.ids is None else dist.ids
+    is_end = (ids.unsqueeze(-1) == ends).expand(*dist.probs.shape, len(ends))
+    ended = is_end.any(-1)
+    group = self._assigned(TokenDist(dist.ids, dist.probs.masked_fill(ended, 0)))
+    return torch.where(ended, self.count + is_end.long().argmax(-1), group), self.count + len(ends)
 
-    def _assigned(self, dist):
-        "What `assign` says, checked where it is not ours."
-        group = self.assign(dist, self.count)
-        if self.assign is equal_mass: return group
-        if group.shape == dist.probs.shape and bool(((group >= 0) & (group < self.count)).all()): return group
-        raise ValueError(f"`Cells.assign` must give each entry {tuple(dist.probs.shape)} a cell in "
-                         f"[0, {self.count}), got {tuple(group.shape)} in [{group.min()}, {group.max()}].")
+# %% ../nbs/05_soft_beam.ipynb #7e896ebb
+@patch
+def _assigned(self: Cells, dist):
+    "What `assign` says, checked where it is not ours."
+    group = self.assign(dist, self.count)
+    if self.assign is equal_mass: return group
+    if group.shape == dist.probs.shape and bool(((group >= 0) & (group < self.count)).all()): return group
+    raise ValueError(f"`Cells.assign` must give each entry {tuple(dist.probs.shape)} a cell in "
+                     f"[0, {self.count}), got {tuple(group.shape)} in [{group.min()}, {group.max()}].")
 
-    def feed(
-        self,
-        dist: TokenDist,  # Of the parents, (r, k)
-        token: Tensor,  # Read-outs of the children that go on, (r,)
-        slot: Tensor,  # Their slots, (r,)
-        group: Tensor | None,  # As in the parents' Children, (r, k)
-    ) -> TokenDist:
-        "What children are fed."
-        if group is None: return TokenDist.one_hot(token, dist.probs.dtype)
-        if self.count == 1: return dist
-        probs = dist.probs * (group == slot.unsqueeze(-1))
-        total = probs.sum(-1, keepdim=True)
-        return TokenDist(dist.ids, torch.where(total > 0, probs / total, dist.probs))
+# %% ../nbs/05_soft_beam.ipynb #9f524e62
+@patch
+def feed(
+    self: Cells,
+    dist: TokenDist,  # Of the parents, (r, k)
+    token: Tensor,  # Read-outs of the children that go on, (r,)
+    slot: Tensor,  # Their slots, (r,)
+    group: Tensor | None,  # As in the parents' Children, (r, k)
+) -> TokenDist:
+    "What children are fed."
+    if group is None: return TokenDist.one_hot(token, dist.probs.dtype)
+    if self.count == 1: return dist
+    probs = dist.probs * (group == slot.unsqueeze(-1))
+    total = probs.sum(-1, keepdim=True)
+    return TokenDist(dist.ids, torch.where(total > 0, probs / total, dist.probs))
 
 # %% ../nbs/05_soft_beam.ipynb #cb3d6ab8
 @dataclass
@@ -175,69 +187,62 @@ class Collapse:
 # %% ../nbs/05_soft_beam.ipynb #2bb85952
 class _BeamSearch:
     "transformers' beam bookkeeping, as the `select` hook of `soft_rollout`."
-    def __init__(self, model, state, config, stopping, beams, *, think=None, ends=(), stochastic=False,
+    def __init__(self, model, config, stopping, beams, *, think=None, ends=(), stochastic=False,
                  generator=None, trace_k=0, keep=()):
-        self.model, self.config, self.stopping, self.beams, self.think = model, config, stopping, beams, think
+        self.model, self.config, self.stopping, self.beams = model, config, stopping, beams
+        self.think, self.ends, self.trace_k, self.keep = think, ends, trace_k, keep
         self.stochastic, self.generator = stochastic, generator
-        self.trace_k, self.keep, self.steps = trace_k, keep, []
-        self.n, self.prompt, self.length = config.num_beams or 1, state.input_ids.shape[1], config.max_length
-        self.penalty, eos = 0. if stochastic else config.length_penalty, config._eos_token_tensor
-        self.batch = len(state.input_ids) // self.n
+        self.n, eos = config.num_beams or 1, config._eos_token_tensor
         self.width = max(2, 1 + (0 if eos is None else len(eos))) * self.n
+        self.penalty = 0. if stochastic else config.length_penalty
         self.early = config.early_stopping or self.n == 1  # one beam ends where greedy search does
-        self.ends = torch.tensor(list(ends), dtype=torch.long, device=state.input_ids.device)
-        pad = config._pad_token_tensor
-        if self.n > 1: pad = pad or eos  # as transformers: 0 is not used there
-        self._tables(state.input_ids, -1 if eos is None else int(eos[0] if pad is None else pad.flatten()[0]))
-
-    def _tables(self, input_ids, fill):
-        "Running and finished beams; the beams of a prompt begin as one."
-        b, n, device = self.batch, self.n, input_ids.device
-        self.sequences = torch.full((b, n, self.length + 2), fill, device=device)
-        self.sequences[:, :, :self.prompt] = input_ids.view(b, n, -1)
-        self.scores, self.log_p = torch.full((b, n), -1e9, device=device), torch.zeros(b * n, device=device)
-        self.scores[:, 0] = 0
-        self.paths = torch.full((b, n, self.length - self.prompt), -1, dtype=torch.int32, device=device)
-        self.softs = torch.ones(b * n, dtype=torch.bool, device=device)
-        self.done = torch.zeros_like(self.softs)
-        self.finished = (self.sequences.clone(), torch.full_like(self.scores, -1e9), self.paths.clone(),
-                         torch.zeros_like(self.scores, dtype=torch.bool))
-        self.hopeful = torch.ones(b, 1, dtype=torch.bool, device=device)
-        self.top = torch.arange(self.width, device=device) < n
-        self.since, self.past, self.expected, self.divergence = 0, None, None, []
-
-    def __call__(self, state, info):
-        "Rank the children of all beams, and hand on the state of those that go on."
-        at = state.input_ids.shape[1] - 1
-        children = self._children(state, info)
-        best = self._rank(children, state.step - 1, at)
-        hits = self._hits(best, state, info, at)
-        self._advance(best, hits, at)
-        if isinstance(self.beams, Collapse): self._begin_segment(state, info)
-        state = self._follow(state, info, children, at)
-        if isinstance(self.beams, Collapse): state = self._fold(state, at + 1)
-        self._finish(hits, at + 1)
-        return replace(state, input_ids=self.sequences[:, :, :at + 1].flatten(0, 1), done=self.done)
 
     def stopped(self, input_ids, scores=None):
         "The rollout's stopping rule: rows whose search is over."
         return self.done
 
+# %% ../nbs/05_soft_beam.ipynb #a987a199
+@patch
+def begin(self: _BeamSearch, input_ids):
+    "The tables at the prompts, `(b * n, t)`."
+    b, n, device = len(input_ids) // self.n, self.n, input_ids.device
+    self.batch, self.prompt, self.length = b, input_ids.shape[1], self.config.max_length
+    self.ends = torch.as_tensor(self.ends, dtype=torch.long, device=device)
+    self.sequences = torch.full((b, n, self.length), _fill_id(self.config), device=device)
+    self.sequences[:, :, :self.prompt] = input_ids.view(b, n, -1)
+    self.scores, self.log_p = torch.full((b, n), -1e9, device=device), torch.zeros(b * n, device=device)
+    self.scores[:, 0] = 0
+    self.paths = torch.full((b, n, self.length - self.prompt), -1, dtype=torch.int32, device=device)
+    self.finished = (self.sequences.clone(), torch.full_like(self.scores, -1e9), self.paths.clone(),
+                     torch.zeros_like(self.scores, dtype=torch.bool))
+    self.done = torch.zeros(b * n, dtype=torch.bool, device=device)
+    self.hopeful = torch.ones(b, 1, dtype=torch.bool, device=device)
+    self.top = torch.arange(self.width, device=device) < n
+    self.steps, self.born, self.divergence = [], [], []
+
+# %% ../nbs/05_soft_beam.ipynb #f14e9380
+def _fill_id(config):
+    "What transformers fills up short sequences with."
+    eos, pad = config._eos_token_tensor, config._pad_token_tensor
+    if eos is None: return -1
+    if (config.num_beams or 1) > 1: pad = pad or eos  # as transformers: 0 is not used there
+    return int(eos[0] if pad is None else pad.flatten()[0])
+
 # %% ../nbs/05_soft_beam.ipynb #e829e784
 @patch
-def _children(self: _BeamSearch, state, info):
+def children(self: _BeamSearch, state, info):
     "The children of every beam, of which there are always enough slots to choose from."
     dist, scores = state.soft.dist, info.scores
     if self.stochastic: log_p = dist.log_probs()
     else: log_p = scores if dist.ids is None else scores.gather(-1, dist.ids)
     keep = None if self.stochastic else self.width
     children = self.beams.children(dist, log_p.masked_fill(dist.probs == 0, -math.inf), self.ends, keep)
-    if self.think is not None: children = self._discrete(children, state, info, keep)
+    if self.think is not None: children = self.discrete(children, state, info, keep)
     return children.pad(-(-self.width // self.n))
 
 # %% ../nbs/05_soft_beam.ipynb #59c789c1
 @patch
-def _discrete(self: _BeamSearch, soft, state, info, keep):
+def discrete(self: _BeamSearch, soft, state, info, keep):
     "Rows that do not think have one child per token; a forced token is the only one."
     hard = token_children(info.scores.log_softmax(-1) if self.stochastic else info.scores, None, keep)
     width = max(soft.log_p.shape[-1], hard.log_p.shape[-1])
@@ -249,57 +254,92 @@ def _discrete(self: _BeamSearch, soft, state, info, keep):
     only[:, 0] = 0
     return Children(torch.where(forced < 0, log_p, only), torch.where(forced < 0, token, forced), soft.group)
 
+# %% ../nbs/05_soft_beam.ipynb #9e828d93
+@dataclass
+class _Candidates:
+    "The best children of a step, for all prompts in a row, `(b * width,)`."
+    row: Tensor  # Of the parent
+    slot: Tensor  # Among the parent's children
+    token: Tensor  # Read-out
+    log_p: Tensor  # Of all steps until here, nats; for stochastic beams
+    phase: Tensor | None = None  # After the read-out
+    forced: Tensor | None = None  # A token that the think policy feeds instead; -1: none
+    think_state: dict = field(default_factory=dict)  # After the read-out
+
 # %% ../nbs/05_soft_beam.ipynb #a08d40cc
 @patch
-def _rank(self: _BeamSearch, children, step, at):
-    "Scores, sequences and paths of the best candidates of each prompt, the best first."
+def rank(self: _BeamSearch, children, step, at):
+    "The best children of each prompt: scores, sequences, and paths that end in the candidate's number."
     log_p, parent = self.log_p[:, None] + children.log_p, self.scores.view(-1, 1)
-    total = parent + children.log_p
-    if self.stochastic:
-        noise = gumbel_noise(log_p.view(self.batch, self.n, -1), step_generators(self.generator, step))
-        total = perturb_children(parent, log_p, noise.view_as(log_p))
+    total = self.perturbed(parent, log_p, step) if self.stochastic else parent + children.log_p
     scores, ids, paths = self.model._get_top_k_continuations(
         accumulated_log_probs=total.view(self.batch, -1), running_sequences=self.sequences,
         running_beam_indices=self.paths, cur_len=at, decoder_prompt_len=self.prompt, do_sample=False,
         beams_to_keep=self.width, num_beams=self.n, vocab_size=total.shape[-1], batch_size=self.batch)
-    row, slot = paths[:, :, at - self.prompt].long(), ids[:, :, at]
-    ids[:, :, -1] = slot
-    if self.stochastic: ids[:, :, -2] = log_p[row, slot].double().view(torch.int64)
-    ids[:, :, at] = children.token[row, slot]
+    row, slot = paths[:, :, at - self.prompt].long().flatten(), ids[:, :, at].flatten().clone()
+    token = children.token[row, slot]
+    self.born.append(_Candidates(row, slot, token, log_p[row, slot]))
+    ids[:, :, at] = token.view(self.batch, self.width)
+    paths[:, :, at - self.prompt] = torch.arange(len(row), device=row.device).view(self.batch, self.width)
     return scores, ids, paths
+
+# %% ../nbs/05_soft_beam.ipynb #628057f4
+@patch
+def place(self: _BeamSearch, state, info):
+    "Where the think policy puts each candidate."
+    born = self.born[-1]
+    row, before = born.row, {k: v[born.row] for k, v in state.think_state.items()}
+    if self.think is None: born.phase, born.forced = state.phase[row], torch.full_like(row, -1)
+    else: born.think_state, born.phase, born.forced = self.think(
+        before, state.phase[row], info.entropy[row], born.token)
 
 # %% ../nbs/05_soft_beam.ipynb #7de5b113
 @patch
-def _hits(self: _BeamSearch, best, state, info, at):
+def hits(self: _BeamSearch, ids, info, at):
     "Candidates that a stopping rule ends, `(b, width)`; rules that must not see the span are told of it."
-    ids, parents = best[1][:, :, :at + 1].flatten(0, 1), best[2][:, :, at - self.prompt].flatten().long()
-    told = None
-    if getattr(self.stopping, "needs_info", False):
-        before = {k: v[parents] for k, v in state.think_state.items()}
-        think_state, _, _ = self.think(before, state.phase[parents], info.entropy[parents], ids[:, at])
-        told = replace(info, think_state=think_state)
-    return self.stopping(ids, told).view(self.batch, self.width)
+    told = getattr(self.stopping, "needs_info", False)
+    info = replace(info, think_state=self.born[-1].think_state) if told else None
+    return self.stopping(ids[:, :, :at + 1].flatten(0, 1), info).view(self.batch, self.width)
 
 # %% ../nbs/05_soft_beam.ipynb #c0f842ea
 @patch
-def _advance(self: _BeamSearch, best, hits, at):
+def advance(self: _BeamSearch, best, hits, at):
     "The best unfinished candidates go on; the finished ones compete with those before."
     candidates = dict(zip(("topk_log_probs", "topk_running_sequences", "topk_running_beam_indices"), best),
                       next_token_hits_stopping_criteria=hits, num_beams=self.n)
     self.sequences, self.scores, self.paths = self.model._get_running_beams_for_next_iteration(**candidates)
-    if self.stochastic: self.log_p = _unpacked(self.sequences).flatten().to(self.scores.dtype)
     names = ("sequences", "beam_scores", "beam_indices", "is_sent_finished")
     self.finished = self.model._update_finished_beams(
         **candidates, **dict(zip(names, self.finished)), is_early_stop_heuristic_unsatisfied=self.hopeful,
         top_num_beam_mask=self.top, cur_len=at, decoder_prompt_len=self.prompt, length_penalty=self.penalty,
         early_stopping=self.early)
 
-# %% ../nbs/05_soft_beam.ipynb #f21f59c1
-def _unpacked(sequences): return sequences[:, :, -2].contiguous().view(torch.float64)
+# %% ../nbs/05_soft_beam.ipynb #7bc106f7
+@patch
+def follow(self: _BeamSearch, state, info, children, at):
+    "The state of the beams that go on, and what they are fed."
+    born, chosen = self.born[-1], self.paths[:, :, at - self.prompt].flatten().long()
+    rows, token, slot = born.row[chosen], born.token[chosen], born.slot[chosen]
+    if self.stochastic: self.log_p = born.log_p[chosen].to(self.scores.dtype)
+    group = None if children.group is None else children.group[rows]
+    soft = SoftToken(self.beams.feed(state.soft.dist[rows], token, slot, group), token)
+    is_soft = (state.phase[rows] == Phase.THINK) & (born.forced[chosen] < 0)
+    if self.think is not None: soft = feed_readout(soft, token, is_soft, None)
+    self.record(replace(info, token=token, is_soft=is_soft), soft)
+    info.scores = info.logits = None  # as wide as the vocabulary
+    state = replace(state, soft=None).reorder(rows)
+    think_state = {k: v[chosen] for k, v in born.think_state.items()}
+    return replace(state, soft=soft, phase=born.phase[chosen], think_state=think_state)
+
+# %% ../nbs/05_soft_beam.ipynb #9e4f683a
+@patch
+def record(self: _BeamSearch, info, soft):
+    "Keep of a step what was asked for."
+    self.steps.append(slim_info(info, soft, info.logits, info.outputs, self.trace_k, self.keep))
 
 # %% ../nbs/05_soft_beam.ipynb #e715c170
 @patch
-def _finish(self: _BeamSearch, hits, length):
+def finish(self: _BeamSearch, hits, length):
     "Mark prompts that cannot go on, and all of them when none can improve."
     _, scores, _, done = self.finished
     self.hopeful = self.model._check_early_stop_heuristic(
@@ -307,94 +347,36 @@ def _finish(self: _BeamSearch, hits, length):
     goes_on = self.model._beam_search_has_unfinished_sequences(self.hopeful, done, hits, self.early)
     self.done = self.done | ~goes_on | hits.all(-1).repeat_interleave(self.n)
 
-# %% ../nbs/05_soft_beam.ipynb #7bc106f7
+# %% ../nbs/05_soft_beam.ipynb #bf459fce
 @patch
-def _follow(self: _BeamSearch, state, info, children, at):
-    "The state of the beams that go on, and what they are fed."
-    rows = self.paths[:, :, at - self.prompt].flatten().long()
-    token, slot = (self.sequences[:, :, i].flatten() for i in (at, -1))
-    group = None if children.group is None else children.group[rows]
-    is_soft = state.phase[rows] == Phase.THINK
-    soft = SoftToken(self.beams.feed(state.soft.dist[rows], token, slot, group), token)
-    state = replace(state, soft=None).reorder(rows)
-    if self.think is not None:
-        think_state, phase, forced = self.think(state.think_state, state.phase, info.entropy[rows], token)
-        is_soft = is_soft & (forced < 0)
-        soft = feed_readout(soft, token, is_soft, None)
-        state = replace(state, think_state=think_state, phase=phase)
-    if self.past is not None: self.past = (self.past[0], self.past[1][rows])
-    self.softs = self.softs[rows] & is_soft
-    info_now = replace(info, token=token, is_soft=is_soft)
-    self.steps.append(slim_info(info_now, soft, info.logits, info.outputs, self.trace_k, self.keep))
-    info.scores = info.logits = None  # as wide as the vocabulary
-    return replace(state, soft=soft)
+def __call__(self: _BeamSearch, state, info):
+    "Rank the children of all beams, and hand on the state of those that go on."
+    at = state.input_ids.shape[1] - 1
+    children = self.children(state, info)
+    best = self.rank(children, state.step - 1, at)
+    self.place(state, info)
+    hits = self.hits(best[1], info, at)
+    self.advance(best, hits, at)
+    state = self.follow(state, info, children, at)
+    self.finish(hits, at + 1)
+    return replace(state, input_ids=self.sequences[:, :, :at + 1].flatten(0, 1), done=self.done)
 
-# %% ../nbs/05_soft_beam.ipynb #33390f62
-@patch
-def _begin_segment(self: _BeamSearch, state, info):
-    "Measure the fold before, and keep what the model has seen so far, if a fold is to come that needs it."
-    if self.expected is not None:
-        weighted, folds = self.expected
-        log_p = info.logits.log_softmax(-1)[::self.n]
-        gap = (torch.special.xlogy(weighted, weighted) - weighted * log_p).sum(-1)
-        self.divergence.append(torch.where(folds, gap, torch.nan))
-        self.expected = None
-    fold_at = state.input_ids.shape[1] - 1 + self.beams.every
-    if self.since or self.beams.every == 1 and not self.beams.measure or fold_at >= self.length: return
-    cache = cache_of(state.model_kwargs) if state.history is None else None
-    _check_rebuild(self.model, state, cache)
-    past = state.history if cache is None else copy.deepcopy(cache)
-    self.past = past, torch.arange(len(state.done), device=state.done.device)
+# %% ../nbs/05_soft_beam.ipynb #9b74decc
+class _FoldedSearch(_BeamSearch):
+    "Beams that become one mixture every few steps."
+    def begin(self, input_ids):
+        super().begin(input_ids)
+        self.softs = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        self.since, self.past, self.expected = 0, None, None
 
-# %% ../nbs/05_soft_beam.ipynb #7db9d8a2
-@patch
-def _fold(self: _BeamSearch, state, length):
-    "At the end of a segment, all beams of a prompt become one."
-    self.since += 1
-    if self.since < self.beams.every or length >= self.length: return state
-    folds, self.softs, self.since = self.softs.view(self.batch, -1).all(-1), torch.ones_like(self.softs), 0
-    if not bool(folds.any()): self.past = None; return state
-    weights, segment = self.scores.softmax(-1), slice(length - self.beams.every, length)
-    if self.beams.measure: self.expected = (self._expected(state, weights), folds)
-    dist = _merged(self.sequences[:, :, segment].transpose(1, 2), weights[:, None])  # (b, L, n)
-    lead = torch.where(folds[:, None], 0, torch.arange(self.n, device=folds.device))
-    self.sequences, self.paths = (self.model._gather_beams(x, lead) for x in (self.sequences, self.paths))
-    merged = torch.nn.functional.pad(self.scores.logsumexp(-1, keepdim=True), (0, self.n - 1), value=-1e9)
-    self.scores = torch.where(folds[:, None], merged, self.scores)
-    own, folds = self.sequences[:, :, segment].flatten(0, 1), folds.repeat_interleave(self.n)[:, None]
-    mixed = SoftToken(dist.map(lambda x: x.repeat_interleave(self.n, 0)), own)
-    soft = feed_readout(mixed, own, folds.expand_as(own), None)
-    rows = (torch.arange(self.batch, device=lead.device)[:, None] * self.n + lead).flatten()
-    return self._rebuild(state.reorder(rows), soft, rows, folds)
-
-# %% ../nbs/05_soft_beam.ipynb #d53a58b7
-@patch
-def _expected(self: _BeamSearch, state, weights):
-    "The score-weighted next-token distribution of the beams, `(b, v)`; leaves a cache that is replaced."
-    logits, _ = forward(self.model, state)
-    p = logits.softmax(-1).to(weights.dtype).view(self.batch, self.n, -1)
-    return torch.einsum("bn,bnv->bv", weights, p)
-
-# %% ../nbs/05_soft_beam.ipynb #ffab1ac8
-def _merged(ids, weights):
-    "Mixtures on ids that may repeat: the first of equals has the weight of all."
-    same = ids.unsqueeze(-1) == ids.unsqueeze(-2)  # (b, L, n, n)
-    first = ~same.tril(-1).any(-1)
-    return TokenDist(ids, (same * weights.unsqueeze(-2)).sum(-1) * first)
-
-# %% ../nbs/05_soft_beam.ipynb #865daa44
-@patch
-def _rebuild(self: _BeamSearch, state, soft, rows, folds):
-    "The state before the segment, with the mixtures `(r, L)` as pending inputs; of one step, none was fed."
-    steps = soft.token.shape[1]
-    if self.trace_k: self._retrace(soft, folds)
-    if self.past is None: return replace(state, soft=soft.map(lambda x: x[:, 0]))
-    (past, origin), self.past = self.past, None
-    embeds = mix_embeds(soft.dist, self.model.get_input_embeddings())
-    if state.history is not None: embeds, steps = torch.cat([past[origin[rows]], embeds], 1), None
-    else: past.reorder_cache(origin[rows])
-    kwargs = replace_cache(state.model_kwargs, past)
-    return replace(state, soft=None, unseen=steps, model_kwargs=dict(kwargs, inputs_embeds=embeds))
+    def follow(self, state, info, children, at):
+        self.compare(info)
+        self.begin_segment(state)
+        state = super().follow(state, info, children, at)
+        rows = self.born[-1].row[self.paths[:, :, at - self.prompt].flatten().long()]
+        self.softs = self.softs[rows] & self.steps[-1].is_soft
+        if self.past is not None: self.past = (self.past[0], self.past[1][rows])
+        return self.fold(state, at + 1)
 
 # %% ../nbs/05_soft_beam.ipynb #d526b08c
 def _check_rebuild(model, state, cache):
@@ -405,9 +387,87 @@ def _check_rebuild(model, state, cache):
     raise NotImplementedError(f"{type(model).__name__} cannot rebuild its cache from several mixtures at "
                               "once; use `Collapse(1)` without `measure`.")
 
+# %% ../nbs/05_soft_beam.ipynb #33390f62
+@patch
+def begin_segment(self: _FoldedSearch, state):
+    "Keep what the model has seen so far, if a fold is to come that needs it."
+    fold_at = state.input_ids.shape[1] - 1 + self.beams.every
+    if self.since or self.beams.every == 1 and not self.beams.measure or fold_at >= self.length: return
+    cache = cache_of(state.model_kwargs) if state.history is None else None
+    _check_rebuild(self.model, state, cache)
+    past = state.history if cache is None else copy.deepcopy(cache)
+    self.past = past, torch.arange(len(state.done), device=state.done.device)
+
+# %% ../nbs/05_soft_beam.ipynb #ffab1ac8
+def _merged(ids, weights):
+    "Mixtures on ids that may repeat: the first of equals has the weight of all."
+    same = ids.unsqueeze(-1) == ids.unsqueeze(-2)  # (b, L, n, n)
+    first = ~same.tril(-1).any(-1)
+    return TokenDist(ids, (same * weights.unsqueeze(-2)).sum(-1) * first)
+
+# %% ../nbs/05_soft_beam.ipynb #2e479c11
+@patch
+def merge(self: _FoldedSearch, folds):
+    "Fold the tables of the prompts that fold, and the rows that go on: there, every beam is the best one."
+    lead = torch.where(folds[:, None], 0, torch.arange(self.n, device=folds.device))
+    self.sequences, self.paths = (self.model._gather_beams(x, lead) for x in (self.sequences, self.paths))
+    merged = self.scores.logsumexp(-1, keepdim=True)  # and only the first has a score
+    merged = torch.nn.functional.pad(merged, (0, self.n - 1), value=-1e9)
+    self.scores = torch.where(folds[:, None], merged, self.scores)
+    return (torch.arange(self.batch, device=lead.device)[:, None] * self.n + lead).flatten()
+
+# %% ../nbs/05_soft_beam.ipynb #d53a58b7
+@patch
+def weighted(self: _FoldedSearch, state, weights):
+    "The score-weighted next-token distribution of the beams, `(b, v)`; leaves a cache that is replaced."
+    logits, _ = forward(self.model, state)
+    p = logits.softmax(-1).to(weights.dtype).view(self.batch, self.n, -1)
+    return torch.einsum("bn,bnv->bv", weights, p)
+
+# %% ../nbs/05_soft_beam.ipynb #8e2d8ed7
+@patch
+def compare(self: _FoldedSearch, info):
+    "The divergence of the fold before, if it is to be measured."
+    if self.expected is None: return
+    (weighted, folds), self.expected = self.expected, None
+    log_p = info.logits.log_softmax(-1)[::self.n]
+    gap = (torch.special.xlogy(weighted, weighted) - weighted * log_p).sum(-1)
+    self.divergence.append(torch.where(folds, gap, torch.nan))
+
+# %% ../nbs/05_soft_beam.ipynb #7db9d8a2
+@patch
+def fold(self: _FoldedSearch, state, length):
+    "At the end of a segment, all beams of a prompt become one."
+    self.since += 1
+    if self.since < self.beams.every or length >= self.length: return state
+    folds, self.softs, self.since = self.softs.view(self.batch, -1).all(-1), torch.ones_like(self.softs), 0
+    if not bool(folds.any()): self.past = None; return state
+    weights, segment = self.scores.softmax(-1), slice(length - self.beams.every, length)
+    if self.beams.measure: self.expected = (self.weighted(state, weights), folds)
+    dist = _merged(self.sequences[:, :, segment].transpose(1, 2), weights[:, None])  # (b, L, n)
+    rows = self.merge(folds)
+    own, folds = self.sequences[:, :, segment].flatten(0, 1), folds.repeat_interleave(self.n)[:, None]
+    soft = SoftToken(dist.map(lambda x: x.repeat_interleave(self.n, 0)), own)
+    soft = feed_readout(soft, own, folds.expand_as(own), None)
+    return self.rebuild(state.reorder(rows), soft, rows, folds)
+
+# %% ../nbs/05_soft_beam.ipynb #865daa44
+@patch
+def rebuild(self: _FoldedSearch, state, soft, rows, folds):
+    "The state before the segment, with the mixtures `(r, L)` as pending inputs; of one step, none was fed."
+    steps = soft.token.shape[1]
+    if self.trace_k: self.retrace(soft, folds)
+    if self.past is None: return replace(state, soft=soft.map(lambda x: x[:, 0]))
+    (past, origin), self.past = self.past, None
+    embeds = mix_embeds(soft.dist, self.model.get_input_embeddings())
+    if state.history is not None: embeds, steps = torch.cat([past[origin[rows]], embeds], 1), None
+    else: past.reorder_cache(origin[rows])
+    kwargs = replace_cache(state.model_kwargs, past)
+    return replace(state, soft=None, unseen=steps, model_kwargs=dict(kwargs, inputs_embeds=embeds))
+
 # %% ../nbs/05_soft_beam.ipynb #ae531a7e
 @patch
-def _retrace(self: _BeamSearch, soft, folds):
+def retrace(self: _FoldedSearch, soft, folds):
     "What folded prompts were fed after all."
     for j, info in enumerate(self.steps[-soft.token.shape[1]:]):
         fed = slim_info(info, soft.map(lambda x: x[:, j]), None, {}, self.trace_k, self.keep)
@@ -427,6 +487,13 @@ def perturb_children(
     v = parent - z + (-torch.expm1(z - z.amax(-1, keepdim=True))).log()  # Appendix B.3, kool2019stochastic
     return torch.where(log_p > -math.inf, parent - v.clamp_min(0) - torch.log1p((-v.abs()).exp()), -math.inf)
 
+# %% ../nbs/05_soft_beam.ipynb #0ecd60f9
+@patch
+def perturbed(self: _BeamSearch, parent, log_p, step):
+    "Noisy log-probabilities of the children of all beams."
+    noise = gumbel_noise(log_p.view(self.batch, self.n, -1), step_generators(self.generator, step))
+    return perturb_children(parent, log_p, noise.view_as(log_p))
+
 # %% ../nbs/05_soft_beam.ipynb #162b1a62
 @dataclass
 class SoftBeamOutput(CacheNames, GenerateBeamDecoderOnlyOutput):
@@ -434,6 +501,8 @@ class SoftBeamOutput(CacheNames, GenerateBeamDecoderOnlyOutput):
     trace: SoftTrace | None = None  # What the returned beams were fed, step by step
     perturbed: Tensor | None = None  # Noisy scores that rank stochastic beams; -inf where there is none
     divergence: Tensor | None = None  # KL of each measured fold, nats (folds, prompts); NaN: it did not fold
+    unopened: Tensor | None = None  # Rows whose think span never opened, bool (r,); None: there is no policy
+    unclosed: Tensor | None = None  # Rows whose think span is still open, though it could have closed
 
 # %% ../nbs/05_soft_beam.ipynb #c9b592fa
 def soft_beam_decode(
@@ -465,20 +534,19 @@ def soft_beam_decode(
     check_plugs(sampling=sampling, think=think)
     ends = _end_ids(config, think, embedding)
     sampling, processors = split_filters(config, logits_processor or [], sampling)
-    kept = ("scores", "logits", "hidden_states", "attentions")
-    keep = [k for k in kept if getattr(config, f"output_{k}", False)]
-    trace_k = trace_k if config.return_dict_in_generate else 0
+    keep, trace_k = kept_outputs(config), trace_k if config.return_dict_in_generate else 0
+    kind = _FoldedSearch if isinstance(beams, Collapse) else _BeamSearch
     with eval_mode(model):
         state = State.begin(input_ids, model_kwargs, think, model)
         criteria = stopping_criteria or []
         filler = None if stop_while_thinking else span_filler(model, config, state, think, criteria)
         stopping, steps = _stopping(model, embedding, state, criteria, config, filler)
-        search = _BeamSearch(model, state, config, stopping, beams, think=think, ends=ends,
-                             stochastic=stochastic, generator=generator, trace_k=trace_k, keep=keep)
+        search = kind(model, config, stopping, beams, think=think, ends=ends, stochastic=stochastic,
+                      generator=generator, trace_k=trace_k, keep=keep)
+        search.begin(state.input_ids)
         state, _ = soft_rollout(
-            model, state, steps, sampling=sampling, think=None, select=search, stopping=search.stopped,
-            processors=_LogSoftmax(processors, search.n), trace_k=0, keep=("scores", "logits", *keep),
-            progress=progress)
+            model, state, steps, sampling=sampling, select=search, stopping=search.stopped, trace_k=0,
+            processors=_LogSoftmax(processors, search.n), keep=("scores", "logits", *keep), progress=progress)
     out = search.output(state, embedding)
     return out if config.return_dict_in_generate else out.sequences
 
@@ -536,32 +604,43 @@ def _stopping(model, embedding, state, criteria, config, filler=None):
     rules = StoppingCriteriaList(c for c in criteria if c not in lasting)
     return AnswerRules(rules, filler, StoppingCriteriaList([*lasting, *limit])), steps
 
+# %% ../nbs/05_soft_beam.ipynb #cbb4241d
+@patch
+def along(self: _BeamSearch, paths, name, fill):
+    "What the candidates on each path have, `(r, s)`; `fill` where a path has ended."
+    pairs = zip(self.born, paths.clamp_min(0).long().unbind(1))
+    columns = [getattr(born, name)[path] for born, path in pairs]
+    return torch.where(paths >= 0, torch.stack(columns, 1), fill)
+
 # %% ../nbs/05_soft_beam.ipynb #02da609b
 @patch
 def output(self: _BeamSearch, state, embedding):
     "The best finished beams, cut to the longest of them, as transformers returns them."
     count = self.config.num_return_sequences
     ids, scores, paths, _ = (x[:, :count].flatten(0, 1) for x in self.finished)
-    log_p = ids[:, -2].contiguous().view(torch.float64).to(scores.dtype)
-    steps = int((paths >= 0).sum(1).max())
-    ids, paths = ids[:, :self.prompt + steps], paths[:, :steps]
+    steps = (paths >= 0).sum(1)
+    ids, paths = ids[:, :self.prompt + int(steps.max())], paths[:, :int(steps.max())]
+    rows = self.along(paths, "row", -1).int()
+    last = (steps - 1).clamp_min(0)[:, None]
+    at_end = lambda name, fill: self.along(paths, name, fill).gather(1, last)[:, 0]
+    log_p = torch.where(scores > -1e8, at_end("log_p", -math.inf).to(scores.dtype), -math.inf)
     own = ("scores", "logits")
     column = lambda k: tuple(getattr(info, k) if k in own else info.outputs.get(k) for info in self.steps)
-    plain = torch.where(scores > -1e8, log_p, -math.inf) if self.stochastic else scores
     return SoftBeamOutput(
-        sequences=ids, sequences_scores=plain, beam_indices=paths,
+        sequences=ids, sequences_scores=log_p if self.stochastic else scores, beam_indices=rows,
         perturbed=scores if self.stochastic else None, **{cache_field: cache_of(state.model_kwargs)},
         divergence=torch.stack(self.divergence) if self.divergence else None,
-        trace=self._trace(ids, paths, embedding) if self.trace_k else None,
+        trace=self.trace(ids, rows, embedding) if self.trace_k else None,
+        **span_report(replace(state, phase=at_end("phase", int(Phase.DONE))), self.think),
         **{k: column(k) for k in self.keep})
 
 # %% ../nbs/05_soft_beam.ipynb #38af2308
 @patch
-def _trace(self: _BeamSearch, ids, paths, embedding):
-    "A beam is row `paths[:, s]` as step `s` begins, `paths[:, s + 1]` when it is fed; its last token is not."
-    infos, paths = [], torch.nn.functional.pad(paths.long(), (0, 1), value=-1)
-    for s, info in enumerate(self.steps[:paths.shape[1] - 1]):
-        (alive, here), (fed, after) = ((p >= 0, p.clamp_min(0)) for p in (paths[:, s], paths[:, s + 1]))
+def trace(self: _BeamSearch, ids, rows, embedding):
+    "A beam is row `rows[:, s]` as step `s` begins, `rows[:, s + 1]` when it is fed; its last token is not."
+    infos, rows = [], torch.nn.functional.pad(rows.long(), (0, 1), value=-1)
+    for s, info in enumerate(self.steps[:rows.shape[1] - 1]):
+        (alive, here), (fed, after) = ((r >= 0, r.clamp_min(0)) for r in (rows[:, s], rows[:, s + 1]))
         token = ids[:, self.prompt + s].clamp_min(0)  # transformers fills up with -1 where there is no pad
         dist = feed_readout(SoftToken(info.belief[after], token), token, fed, None).dist
         phase = torch.where(alive, info.phase[here], int(Phase.DONE))

@@ -22,7 +22,6 @@ import torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from .decode import soft_generate
@@ -85,7 +84,8 @@ class MNNS:
     def __post_init__(self):
         if self.digits < 2: raise ValueError(f"`digits` must be at least 2, got {self.digits}.")
         if not 0 <= self.low <= self.high:
-            raise ValueError(f"`low` and `high` must satisfy 0 <= low <= high, got {self.low} and {self.high}.")
+            raise ValueError("`low` and `high` must satisfy 0 <= low <= high, "
+                             f"got {self.low} and {self.high}.")
 
     def tokenizer(
         self,
@@ -136,9 +136,11 @@ def draw_chain(
     kind: str = "optimal",  # "optimal": ends in the answer; "random": any sign path
 ) -> list[str]:  # `digits - 1` partial sums
     "One discrete chain, uniform over the sign paths of its kind."
-    if kind not in ("optimal", "random"): raise ValueError(f"`kind` must be 'optimal' or 'random', got {kind!r}.")
+    if kind not in ("optimal", "random"):
+        raise ValueError(f"`kind` must be 'optimal' or 'random', got {kind!r}.")
     steps = self.counts(digits)
-    ways = [{self.solve(digits): 1} if kind == "optimal" else dict.fromkeys(steps[-1], 1)]  # from a sum to the goal
+    goals = [self.solve(digits)] if kind == "optimal" else steps[-1]
+    ways = [dict.fromkeys(goals, 1)]  # from a sum to the goal
     for d, sums in zip(digits[:0:-1], steps[-2::-1]):
         ways.insert(0, {s: ways[0].get(s + d, 0) + ways[0].get(s - d, 0) for s in sums})
     chain, s = [], 0
@@ -157,10 +159,11 @@ def problem(
 ) -> Problem:  # `group` holds the sorted digits
     "The problem of these numbers."
     if len(digits) != self.digits or not all(self.low <= d <= self.high for d in digits):
-        raise ValueError(f"`digits` must be {self.digits} numbers from {self.low} to {self.high}, got {tuple(digits)}.")
+        raise ValueError(f"`digits` must be {self.digits} numbers from {self.low} to {self.high}, "
+                         f"got {tuple(digits)}.")
     join = lambda numbers: " ".join(map(str, numbers))
-    return Problem(join(digits), str(self.solve(digits)), self.draw_chain(digits, rng), self.soft_chain(digits),
-                   group=join(sorted(digits)), record=dict(digits=tuple(digits)))
+    return Problem(join(digits), str(self.solve(digits)), self.draw_chain(digits, rng),
+                   self.soft_chain(digits), group=join(sorted(digits)), record=dict(digits=tuple(digits)))
 
 # %% ../nbs/09_tasks.ipynb #83a13cb6
 @patch
@@ -174,7 +177,8 @@ def split(
 ) -> tuple[list[Problem], list[Problem]]:  # Training and held-out problems
     "Training and held-out problems that share no sorted digits."
     rng = random.Random(seed)
-    parts = self._enumerate(heldout, rng, validate) if train is None else self._draw(heldout, train, rng, validate)
+    if train is None: parts = self._enumerate(heldout, rng, validate)
+    else: parts = self._draw(heldout, train, rng, validate)
     return tuple([self.problem(d) for d in part] for part in parts)
 
 # %% ../nbs/09_tasks.ipynb #67929348
@@ -182,7 +186,8 @@ def split(
 def _enumerate(self: MNNS, heldout, rng, validate):
     "All problems; `heldout` of the sorted ones are held out in all their orders."
     if (n := (self.high - self.low + 1) ** self.digits) > 10 ** 6:
-        raise ValueError(f"`train` must say how many problems to draw: there are {n:,} of them, too many to list.")
+        raise ValueError(f"`train` must say how many problems to draw: there are {n:,} of them, "
+                         "too many to list.")
     multisets = list(combinations_with_replacement(range(self.low, self.high + 1), self.digits))
     most = (len(multisets) - 1) // (1 + validate)
     if not 0 < heldout <= most: raise ValueError(f"`heldout` must be between 1 and {most}, got {heldout}.")
@@ -252,7 +257,7 @@ def frontiers(
     edges: list,  # Pairs `(parent, child)`
     root: int,  # Where to start
     steps: int,  # How many steps, at most the longest walk there is
-    kind: str = "walks",  # "walks": weighted by the number of walks; "levels": uniform over nodes first reached now
+    kind: str = "walks",  # "walks": weighted by their number; "levels": uniform over nodes first reached now
 ) -> list[dict[int, float]]:  # Per step: node -> probability
     "Where a search may stand after 1, 2, ... steps."
     if kind not in ("walks", "levels"): raise ValueError(f"`kind` must be 'walks' or 'levels', got {kind!r}.")
@@ -262,7 +267,8 @@ def frontiers(
         for a, b in edges: new[b] += now[a]
         now = Counter({v: n for v, n in new.items() if n})
         level = now if kind == "walks" else Counter(v for v, d in dist.items() if d == t)
-        if not level: raise ValueError(f"`steps` must be at most {t - 1}, where this graph ends, got {steps}.")
+        if not level:
+            raise ValueError(f"`steps` must be at most {t - 1}, where this graph ends, got {steps}.")
         out.append({v: n / level.total() for v, n in level.items()})
     return out
 
@@ -276,7 +282,8 @@ def _poisson(rng, rate):
 # %% ../nbs/09_tasks.ipynb #f8fc026e
 def _grow_graph(rng, size, parents):
     "Edges of a random graph over `size` nodes, in which the descendants of nodes 0 and 1 mostly keep apart."
-    edges, family, depth = [], [1, 2], [0, 0]  # family: bit 1 for descendants of node 0, bit 2 for those of node 1
+    edges, depth = [], [0, 0]
+    family = [1, 2]  # bit 1 for descendants of node 0, bit 2 for those of node 1
     for node in range(2, size):
         n = _poisson(rng, parents)
         keep = 1 if rng.random() <= .35 else 2 if rng.random() <= .7 else None
@@ -335,14 +342,15 @@ def _record(rng, edges, root, target, neg_target):
     path = _shortest_path(edges, root, target, rng)
     return dict(question=" ".join(rng.sample(facts, len(facts)) + [f"Is {symbols[root]} a {one} or {two}?"]),
                 answer=_sentence(symbols, root, target),
-                steps=[_sentence(symbols, *e) for e in zip(path, path[1:])], idx_to_symbol=symbols, edges=edges, root=root, target=target, neg_target=neg_target)
+                steps=[_sentence(symbols, *e) for e in zip(path, path[1:])], idx_to_symbol=symbols,
+                edges=edges, root=root, target=target, neg_target=neg_target)
 
 # %% ../nbs/09_tasks.ipynb #f544a80a
 @dataclass
 class ProsQA:
     "Graph reachability in the form of the ProsQA files."
     form: str = "pairs"  # Of question and answer. "pairs": two names per edge; "words": English sentences
-    chain: str = "nodes"  # "nodes": one name per step, with soft targets; "sentences": the steps as text, without
+    chain: str = "nodes"  # "nodes": a name per step, with soft targets; "sentences": steps as text, without
     targets: str = "walks"  # Soft targets: "walks" or "levels", see `frontiers`
     size: int = 28  # Generated graphs: number of nodes, isolated ones included; 4 to 38
     parents: float = 1.5  # Generated graphs: mean number of parents
@@ -355,10 +363,12 @@ class ProsQA:
             if (value := getattr(self, name)) not in options:
                 raise ValueError(f"`{name}` must be {options[0]!r} or {options[1]!r}, got {value!r}.")
         if not 4 <= self.size <= len(CONCEPTS):
-            raise ValueError(f"`size` must be between 4 and {len(CONCEPTS)}, the names there are, got {self.size}.")
+            raise ValueError(f"`size` must be between 4 and {len(CONCEPTS)}, the names there are, "
+                             f"got {self.size}.")
         if not self.parents > 0: raise ValueError(f"`parents` must be positive, got {self.parents}.")
-        if not 1 <= self.min_steps <= self.max_steps: raise ValueError("`min_steps` and `max_steps` must satisfy "
-            f"1 <= min_steps <= max_steps, got {self.min_steps} and {self.max_steps}.")
+        if not 1 <= self.min_steps <= self.max_steps:
+            raise ValueError("`min_steps` and `max_steps` must satisfy 1 <= min_steps <= max_steps, "
+                             f"got {self.min_steps} and {self.max_steps}.")
 
     def tokenizer(
         self,
@@ -368,29 +378,32 @@ class ProsQA:
         words = ["<think>", "</think>", ".", "?", "Every", "is", "a", "Is", "or", *ENTITIES, *CONCEPTS]
         return word_tokenizer(words, punctuation=".?", model_max_length=model_max_length)
 
-    def generate(
-        self,
-        n: int,  # How many records
-        seed: int = 0,  # Of graphs, names and order
-    ) -> list[dict]:  # Records with the fields of the files
-        "Records made by the recipe of the files."
-        if n < 1: raise ValueError(f"`n` must be at least 1, got {n}.")
-        rng, records, tries = random.Random(seed), [], 0
-        while len(records) < n:
-            edges = _grow_graph(rng, self.size, self.parents)
-            question = _question_of(rng, edges)
-            if question and self.min_steps <= question[3] <= self.max_steps:
-                records.append(_record(rng, edges, *question[:3]))
-            if (tries := tries + 1) > 1000 * n:
-                raise ValueError("`min_steps` and `max_steps` must be lengths that graphs of "
-                                 f"`size={self.size}` have; found {len(records)} in {tries} tries.")
-        return records
+# %% ../nbs/09_tasks.ipynb #527e55e9
+@patch
+def generate(
+    self: ProsQA,
+    n: int,  # How many records
+    seed: int = 0,  # Of graphs, names and order
+) -> list[dict]:  # Records with the fields of the files
+    "Records made by the recipe of the files."
+    if n < 1: raise ValueError(f"`n` must be at least 1, got {n}.")
+    rng, records, tries = random.Random(seed), [], 0
+    while len(records) < n:
+        edges = _grow_graph(rng, self.size, self.parents)
+        question = _question_of(rng, edges)
+        if question and self.min_steps <= question[3] <= self.max_steps:
+            records.append(_record(rng, edges, *question[:3]))
+        if (tries := tries + 1) > 1000 * n:
+            raise ValueError("`min_steps` and `max_steps` must be lengths that graphs of "
+                             f"`size={self.size}` have; found {len(records)} in {tries} tries.")
+    return records
 
 # %% ../nbs/09_tasks.ipynb #987977f0
 def _read_records(path):
     "The records of a JSON or JSONL file, each with where it stands."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"`path` must be a file, got {path}, which does not exist.")
+    if not path.is_file():
+        raise FileNotFoundError(f"`path` must be a file, got {path}, which does not exist.")
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
         try: rows = json.loads(text)
@@ -410,9 +423,11 @@ def _read_records(path):
 # %% ../nbs/09_tasks.ipynb #e1f1232a
 def _need(where, record, *fields):
     "Raise unless the record is a dict with these fields."
-    if not isinstance(record, dict): raise ValueError(f"{where}: must be an object, got {type(record).__name__}.")
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: must be an object, got {type(record).__name__}.")
     if missing := [f for f in fields if f not in record]:
-        raise ValueError(f"{where}: field `{missing[0]}` is missing; it has {', '.join(map(repr, record)) or 'none'}.")
+        raise ValueError(f"{where}: field `{missing[0]}` is missing; "
+                         f"it has {', '.join(map(repr, record)) or 'none'}.")
     return record
 
 # %% ../nbs/09_tasks.ipynb #961c92f1
@@ -426,7 +441,8 @@ def _check_record(where, r):
     n = len(r["idx_to_symbol"])
     nodes = [r["root"], r["target"], r["neg_target"], *(v for e in r["edges"] for v in e)]
     if bad := [v for v in nodes if not isinstance(v, int) or not 0 <= v < n]:
-        raise ValueError(f"{where}: nodes must be numbers below {n}, the length of `idx_to_symbol`, got {bad[0]!r}.")
+        raise ValueError(f"{where}: nodes must be numbers below {n}, the length of `idx_to_symbol`, "
+                         f"got {bad[0]!r}.")
     dist = distances(r["edges"], r["root"])
     for name, reachable in dict(target=True, neg_target=False).items():
         if (r[name] in dist) != reachable:
@@ -443,8 +459,8 @@ def load(
     "Records of the original files."
     path = _data_file(path, "prosqa", f"prosqa_{split}.json")
     if path is None:
-        raise FileNotFoundError("`path` must be a ProsQA file or its folder, or `$SOFT_DECODING_SHARED` a folder "
-                                f"that holds data/prosqa/prosqa_{split}.json.")
+        raise FileNotFoundError("`path` must be a ProsQA file or its folder, or `$SOFT_DECODING_SHARED` a "
+                                f"folder that holds data/prosqa/prosqa_{split}.json.")
     return [_check_record(where, r) for where, r in _read_records(path)]
 
 # %% ../nbs/09_tasks.ipynb #5529bb2e
@@ -477,7 +493,8 @@ def problem(
 def _names(question):
     "The names in a question in their order; a question mark before the last three."
     facts, ask = question.rstrip("?").rsplit(". ", 1)
-    keep = lambda text: [w for w in re.findall(r"\w+", text) if w not in ("Every", "is", "a", "an", "Is", "or")]
+    plain = ("Every", "is", "a", "an", "Is", "or")
+    keep = lambda text: [w for w in re.findall(r"\w+", text) if w not in plain]
     return [*keep(facts), "?", *keep(ask)]
 
 # %% ../nbs/09_tasks.ipynb #6a6a48ed
@@ -663,7 +680,8 @@ def _math_verify():
     "How math-verify compares two formulas; its time limit needs a signal, which only the main thread has."
     try: from math_verify import parse, verify
     except ImportError:
-        raise ImportError("`math_verify=True` needs the math-verify package, `pip install soft_decoding[eval]`; "
+        raise ImportError("`math_verify=True` needs the math-verify package, "
+                          "`pip install soft_decoding[eval]`; "
                           "`math_verify=False` compares numbers.") from None
     limit = 5 if threading.current_thread() is threading.main_thread() else None
     read = lambda formula: parse(f"${formula}$", fallback_mode="no_fallback", parsing_timeout=limit)
@@ -688,9 +706,10 @@ def _word_records(path, task, name, hub, split):
     if (file := _data_file(path, task, name)) is not None: return _read_records(file)
     try: from datasets import load_dataset
     except ImportError:
-        raise ImportError(f"Loading {task} from the Hub needs `pip install datasets`; or give `path=`, a file or a "
-                          f"folder that holds {name}.") from None
-    return [(f"{hub[0]}, {split} record {i}", dict(r)) for i, r in enumerate(load_dataset(*hub, split=split), 1)]
+        raise ImportError(f"Loading {task} from the Hub needs `pip install datasets`; or give `path=`, a "
+                          f"file or a folder that holds {name}.") from None
+    rows = load_dataset(*hub, split=split)
+    return [(f"{hub[0]}, {split} record {i}", dict(r)) for i, r in enumerate(rows, 1)]
 
 # %% ../nbs/09_tasks.ipynb #153a8bc2
 def gsm8k(
@@ -708,7 +727,8 @@ def gsm8k(
 # %% ../nbs/09_tasks.ipynb #1676afa1
 def _ask(template, question):
     "The prompt of a question."
-    if "{question}" not in template: raise ValueError(f"`template` must contain {{question}}, got {template!r}.")
+    if "{question}" not in template:
+        raise ValueError(f"`template` must contain {{question}}, got {template!r}.")
     return template.replace("{question}", question)
 
 # %% ../nbs/09_tasks.ipynb #825c9c6c
@@ -759,7 +779,8 @@ def _all_ids(tokenizer, texts, **kwargs):
     "The same for many texts at once, which is quicker."
     ids = tokenizer(texts, **kwargs).input_ids
     unknown = tokenizer.unk_token_id
-    return ids if unknown is None or not any(unknown in x for x in ids) else [_ids(tokenizer, t, **kwargs) for t in texts]
+    if unknown is None or not any(unknown in x for x in ids): return ids
+    return [_ids(tokenizer, t, **kwargs) for t in texts]
 
 # %% ../nbs/09_tasks.ipynb #fcb0f5dc
 def _soft_ids(problem, encode):
@@ -784,7 +805,8 @@ def encode_problem(
     tail = lambda text: _ids(tokenizer, text, add_special_tokens=False) if text else []
     prompt, soft = _ids(tokenizer, problem.prompt), None
     steps = tail("".join(problem.sep + s for s in problem.chain)) if chain else []
-    answer = tail(problem.sep + problem._tail) + [tokenizer.eos_token_id] * (tokenizer.eos_token_id is not None)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    answer = tail(problem.sep + problem._tail) + end
     if chain and problem.soft is not None:
         soft = _soft_ids(problem, tail)
         if len(soft) != len(steps):
@@ -803,7 +825,7 @@ def collate_problems(
     *,
     chain: bool = True,  # False leaves the chains out
     max_length: int | None = None,  # Longest sequence, in tokens; None: any
-) -> dict:  # `input_ids, attention_mask, labels, soft_mask` `(b, t)`; `target_dists` `(b, t, k)` if a problem has soft targets: tokens for the others
+) -> dict:  # `input_ids, attention_mask, labels, soft_mask` `(b, t)`; `target_dists` if one is soft
     "A training batch, padded on the right."
     if not problems: raise ValueError("`problems` must not be empty.")
     encode = lambda p: encode_problem(p, tokenizer, chain=chain, max_length=max_length)
@@ -812,7 +834,8 @@ def collate_problems(
     lengths = [len(i["input_ids"]) for i in items]
     t = max(lengths)
     fill = lambda name, value: torch.tensor([i[name] + [value] * (t - n) for i, n in zip(items, lengths)])
-    batch = dict(input_ids=fill("input_ids", pad), labels=fill("labels", -100), soft_mask=fill("soft_mask", False))
+    batch = dict(input_ids=fill("input_ids", pad), labels=fill("labels", -100),
+                 soft_mask=fill("soft_mask", False))
     batch["attention_mask"] = (torch.arange(t) < torch.tensor(lengths)[:, None]).long()  # (b, t)
     if any(i.get("soft") is not None for i in items): batch["target_dists"] = soft_targets(items, batch)
     return batch
@@ -867,7 +890,8 @@ def chains(
     kind: str = "optimal",  # "optimal": those that end in the answer; "random": all
 ) -> dict[tuple[str, ...], int]:  # Chain -> number of sign choices that lead to it
     "Every discrete chain."
-    if kind not in ("optimal", "random"): raise ValueError(f"`kind` must be 'optimal' or 'random', got {kind!r}.")
+    if kind not in ("optimal", "random"):
+        raise ValueError(f"`kind` must be 'optimal' or 'random', got {kind!r}.")
     digits = problem.record["digits"]
     paths = [tuple(accumulate(path)) for path in product(*((d, -d) for d in digits))]
     return Counter(tuple(map(str, p[:-1])) for p in paths if kind == "random" or p[-1] == self.solve(digits))
@@ -894,13 +918,14 @@ class ChainDataset(torch.utils.data.Dataset):
         tokenizer,  # Of the model
         kind: str = "soft",  # "soft", "hard", "pause" or "none": what the chain is made of
         *,
-        chains: Callable | None = None,  # Problem -> {chain: weight}: "hard" draws one per visit; None: its own
+        chains: Callable | None = None,  # Problem -> {chain: weight}: "hard" draws one a visit; None: its own
         pause: str | None = None,  # Token that "pause" feeds; None: the bos token
         seed: int = 0,  # Of the drawn chains
     ):
         if kind not in (kinds := ("soft", "hard", "pause", "none")):
             raise ValueError(f"`kind` must be one of {', '.join(kinds)}, got {kind!r}.")
-        if chains is not None and kind != "hard": raise ValueError(f"`chains` needs kind='hard', got {kind!r}.")
+        if chains is not None and kind != "hard":
+            raise ValueError(f"`chains` needs kind='hard', got {kind!r}.")
         if kind in ("soft", "pause") and any(p.soft is None for p in problems):
             raise ValueError(f"`problems` must have soft targets for kind={kind!r}; 'hard' does without.")
         self.seed, rows = seed, []
@@ -984,7 +1009,7 @@ def accuracy(
     tokenizer,  # Of the model
     problems: list[Problem],  # To solve
     *,
-    steps: int | None = None,  # Of thinking, in tokens; None: as many as the longest chain has; 0: answer at once
+    steps: int | None = None,  # Of thinking, in tokens; None: as the longest chain; 0: answer at once
     batch_size: int = 512,  # Problems per batch
     **kwargs,
 ) -> dict[str, float]:  # `accuracy`; `se`, its standard error over groups; `n` problems
@@ -996,9 +1021,11 @@ def accuracy(
     options.update(kwargs, tokenizer=tokenizer, return_dict_in_generate=False)
     right = []
     for i in range(0, len(problems), batch_size):
-        prompts = {k: x.to(model.device) for k, x in prompt_batch(problems[i:i + batch_size], tokenizer).items()}
+        part = problems[i:i + batch_size]
+        prompts = {k: x.to(model.device) for k, x in prompt_batch(part, tokenizer).items()}
         before = prompts["input_ids"].shape[1] + (0 if end else steps)
-        texts = tokenizer.batch_decode(soft_generate(model, **prompts, **options)[:, before:], skip_special_tokens=True)
-        right += [p.check(text.rpartition(end)[2] if end else text) for p, text in zip(problems[i:], texts)]
+        ids = soft_generate(model, **prompts, **options)[:, before:]
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        right += [p.check(text.rpartition(end)[2] if end else text) for p, text in zip(part, texts)]
     n, se = len(right), clustered_error(right, [p.group for p in problems])
     return dict(accuracy=sum(right) / n, se=se, n=n)
