@@ -304,7 +304,8 @@ def soft_decode(
         _check_call(config, think, embedding, trace_k)
         sampling, processors = split_filters(config, logits_processor or [], sampling)
         with eval_mode(model):
-            state = _begin(model, input_ids, model_kwargs, state, think, vocab_size)
+            with torch.set_grad_enabled(grad):  # of a learned prompt
+                state = _begin(model, input_ids, model_kwargs, state, think, vocab_size)
             if replay is not None: _check_replay(replay, len(state.input_ids))
             rules, room = stopping_criteria or [], check_prompt(model, embedding, state)
             filler = None if stop_while_thinking else span_filler(model, config, state, think, rules)
