@@ -21,6 +21,8 @@ _modules = dict(
     soft_beam="soft_beam_decode Cells Branch Collapse SoftBeamOutput",
     learnable_temp="LearnableSampling",
     prefix="add_think_tokens think_then_answer",
+    recipes="recipe RECIPES Recipe fired CutSampling CutMixer PushMixer MultiplexMixer FixedSteps CoconutRows coconut_row"
+            " ResetOptimizer",
     tasks="Problem MNNS ProsQA gsm8k svamp extract_answer check_answer encode_problem collate_problems prompt_batch"
           " word_tokenizer ChainDataset accuracy",
 )

@@ -28,7 +28,7 @@ from .cache import NAMES, cache_of
 from .dist import Sampling, TokenDist
 from .rollout import (Guidance, Phase, State, check_model, check_padding, check_plugs, context_length, forward_parameters,
                                    looked_up, soft_rollout, text_config)
-from .soft_embed import SoftToken, plain_mixer
+from .soft_embed import SoftToken, plain_mixer, table_size
 from .think import Think, span_of
 from .trace import SoftTrace
 
@@ -88,7 +88,7 @@ def check_options(
 # %% ../nbs/02c_decode.ipynb #dbde19c2
 def check_ids(name, ids, embedding):
     "Raise for an id that the embedding has no row for."
-    rows = getattr(embedding, "num_embeddings", None)
+    rows = table_size(embedding)
     for i in ids:
         if rows is not None and not 0 <= i < rows:
             raise ValueError(f"`{name}` must have ids in [0, {rows}), the model's vocabulary, got {i}.")
@@ -182,7 +182,7 @@ def span_filler(
 ) -> int | None:
     "A filler for what rules must not see; None where the policy hides nothing."
     if "hidden" not in state.think_state: return None
-    rows = getattr(model.get_input_embeddings(), "num_embeddings", None) or text_config(model).vocab_size
+    rows = table_size(model.get_input_embeddings()) or text_config(model).vocab_size
     special = [getattr(config, f"_{name}_token_tensor", None) for name in ("eos", "pad", "bos")]
     ids = [i for x in special if x is not None for i in x.flatten().tolist()]
     span = span_of(think)
@@ -566,7 +566,7 @@ def _user_criteria(criteria, stop_strings, config, tokenizer):
 # %% ../nbs/02c_decode.ipynb #6e39e8dc
 def _vocab_size(model, tokenizer):
     "One more than the largest id with a token, where the table has padding rows behind it; None for no such rows."
-    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    rows = table_size(model.get_input_embeddings())
     if tokenizer is None or rows is None or len(tokenizer) >= rows: return None
     return max(tokenizer.get_vocab().values()) + 1
 
