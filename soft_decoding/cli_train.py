@@ -72,7 +72,7 @@ def _check_model(o):
     find_model(o.model)
     start, out = Path(o.model).expanduser(), Path(o.output)
     if start.is_dir() and out.resolve() == start.resolve():
-        raise ValueError(f"`--output` {out} is the model to start from; give another folder, "
+        raise ValueError(f"`--output` {o.output} is the model to start from; give another folder, "
                          "so that it stays.")
 
 # %% ../nbs/12_cli_train.ipynb #cb7ebde3

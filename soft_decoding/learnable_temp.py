@@ -173,7 +173,7 @@ def forward(
 # %% ../nbs/06_learnable_temp.ipynb #69cc232e
 @patch
 def _temper(self: LearnableSampling, logits, temperature):
-    "Logits over the temperature, the largest 0; excluded ones are not divided: their derivative would be NaN."
+    "Logits over the temperature, the largest 0; excluded ones stay: their derivative would be NaN."
     shifted = logits - logits.detach().amax(-1, keepdim=True)
     out = shifted == -torch.inf
     return (shifted.masked_fill(out, 0.) / temperature).masked_fill(out, -torch.inf)

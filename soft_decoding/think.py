@@ -378,7 +378,7 @@ def __call__(
 @patch
 def _blend(self: Think, first):
     "The start marker as a distribution over its ids, and its share in the rows whose first soft token this is."
-    return marker_dist(self.found_by.start.ids, first), torch.where(first, float(self.blend), 0.)
+    return marker_dist(self.found_by.start.ids, first), first.double() * self.blend
 
 # %% ../nbs/02a_think.ipynb #314a627a
 def marker_dist(
@@ -387,7 +387,7 @@ def marker_dist(
 ) -> TokenDist:  # `(b, m)`
     "A marker as something to mix: each of its ids by how often it holds it."
     ids, counts = torch.tensor(ids, device=rows.device).unique(return_counts=True)
-    return TokenDist(ids.expand(len(rows), -1), (counts / counts.sum()).expand(len(rows), -1))
+    return TokenDist(ids.expand(len(rows), -1), (counts.double() / counts.sum()).expand(len(rows), -1))
 
 # %% ../nbs/02a_think.ipynb #72ca2540
 @patch
@@ -673,10 +673,9 @@ def _count(self: TrendSwitch, new, to_hard, after):
 @patch
 def _blend(self: TrendSwitch, state, to_soft, to_hard, first):
     "What is blended in at this step, and its share in each row; None where nothing ever is."
-    done = ((state["steps"] - 1) / self.budget).clamp(max=1.)
-    parts = [(self.start, torch.where(to_soft, (1 - self.alpha) * (1 - done), 0.)),
-             (self.end, torch.where(to_hard, (1 - self.beta) * (1 - done), 0.))]
-    if self.first: parts.append((self.first[0], torch.where(first, float(self.first[1]), 0.)))
+    left = 1 - ((state["steps"] - 1).double() / self.budget).clamp(max=1.)
+    parts = [(self.start, left * (1 - self.alpha) * to_soft), (self.end, left * (1 - self.beta) * to_hard)]
+    if self.first: parts.append((self.first[0], first.double() * self.first[1]))
     parts = [(marker_dist(ids, share), share) for ids, share in parts if ids]
     return several(parts) if parts else None
 

@@ -155,7 +155,7 @@ def plot(
     steps: int = 24,  # How many steps at most
     ax=None,  # Matplotlib axes to draw on; None makes a figure
 ):  # Matplotlib axes
-    "The belief plot: what was fed at each step, the likeliest on top, with phase and entropy below."
+    "The belief plot: what was fed, the likeliest on top; mixtures in blue, tokens in grey; phase and entropy below."
     import matplotlib.pyplot as plt
     n = min(len(self), steps)
     probs, slot = self.probs[:n, row].float().cpu().sort(dim=-1, descending=True, stable=True)
@@ -163,15 +163,19 @@ def plot(
     top = max(1, min(top, int((probs >= .005).any(0).sum())))  # no empty ranks
     if ax is None:
         _, ax = plt.subplots(figsize=(max(4, 1.4 + .6 * n), 1.3 + .3 * top), layout="constrained")
-    image = ax.imshow(probs[:, :top].T.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    soft, weights = self.is_soft[:n, row].cpu(), probs[:, :top].T  # (top, n)
+    def image(show, cmap, most):
+        seen = weights.masked_fill(~show, torch.nan).numpy()
+        return ax.imshow(seen, cmap=cmap, vmin=0, vmax=most, aspect="auto")
+    _, blue = image(~soft, "Greys", 3), image(soft, "Blues", 1)
     for s in range(n):
         for r in range(top):
             if (p := probs[s, r].item()) >= .005:
                 ax.text(s, r, self.text(ids[s, r]), ha="center", va="center", fontsize=9, clip_on=True,
-                        color="white" if p > .6 else "black", parse_math=False)
+                        color="white" if soft[s] and p > .6 else "black", parse_math=False)
     phases = [Phase(p).name.lower() for p in self.phase[:n, row].tolist()]
     names = [f"{s}\n{phase}\n{self.entropy[s, row]:.2f}" for s, phase in enumerate(phases)]
     ax.set(xlabel="step, phase, entropy (nats)", ylabel="rank", xticks=range(n), yticks=range(top))
     ax.set_xticklabels(names, fontsize=9)
-    ax.figure.colorbar(image, ax=ax, label="weight fed", fraction=.05, pad=.02)
+    ax.figure.colorbar(blue, ax=ax, label="weight fed", fraction=.05, pad=.02)
     return ax

@@ -1,7 +1,7 @@
 """A frozen base that thinks in tokens, and small adapters that switch it to soft thinking.
 
     python experiments/prefix/run.py                  what results/prefix.json does not hold yet
-    python experiments/prefix/run.py --tune 0.02 0.1  learning rates, on other held-out problems; writes nothing
+    python experiments/prefix/run.py --tune 0.03 0.1  losses at these learning rates, in half the steps; no problem is held out for it
 """
 import argparse, fcntl, json, platform, sys, tempfile, time
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "experiments/mnns"))
 import train as mnns  # how the shipped model and the discrete one beside it are trained
 
-TASK, BASE, STEPS, BATCH, VIRTUAL, RANK = mnns.TASK, mnns.Config(), 300, 256, 8, 4
+TASK, BASE, STEPS, BATCH, VIRTUAL, RANK = mnns.TASK, mnns.Config(), 300, 64, 8, 4
 MARKERS = "<think>", "</think>"
 
 
@@ -38,7 +38,7 @@ ARMS = dict(
     lora=("LoRA", lambda ids: lora()),
     markers_lora=("think tokens and LoRA", lambda ids: lora(trainable_token_indices=ids)),
 )
-RATES = dict(markers=.1, prompt=.1, p_tuning=.02, prefix=.1, lora=.02, markers_lora=.02)  # Peak learning rates, by --tune
+RATES = dict(markers=.3, prompt=.3, p_tuning=.03, prefix=.1, lora=.03, markers_lora=.03)  # At the peak, by --tune for seed 0
 
 
 def marked(problems):
@@ -54,11 +54,11 @@ class Rows(ChainDataset):
 
 
 # ------------------------------------------------------------------------------------------------------ runs
-def fit(model, tokenizer, data, rate, seed):
-    "Train what is not frozen: share 1 to 0, two passes and one hop."
+def fit(model, tokenizer, data, rate, seed, steps):
+    "Train what is not frozen, share 1 to 0, two passes and one hop; the last mean loss."
     with tempfile.TemporaryDirectory() as folder:
         args = SoftTrainingArguments(
-            folder, max_steps=STEPS, seed=seed, use_cpu=True, learning_rate=rate, lr_scheduler_type="cosine",
+            folder, max_steps=steps, seed=seed, use_cpu=True, learning_rate=rate, lr_scheduler_type="cosine",
             warmup_steps=30, weight_decay=0., adam_beta2=.99, per_device_train_batch_size=BATCH, passes=2, hops=1,
             dataloader_drop_last=True, save_strategy="no", logging_steps=50, report_to="none", disable_tqdm=True,
             guidance_floor=0., guidance_warmup=.3, guidance_hold=.3)
@@ -80,7 +80,7 @@ def answered_bare(model, tokenizer, problems):
 
 
 def run(arm, seed, base, train, heldout, rate=None):
-    "One adapter on a copy of the base, trained and scored."
+    "One adapter on a copy of the base, trained and scored; at a `rate` to try, the loss alone."
     start, tokenizer = time.process_time(), TASK.tokenizer()
     model = mnns.make_model(BASE, tokenizer, seed)
     model.load_state_dict(base)
@@ -89,7 +89,8 @@ def run(arm, seed, base, train, heldout, rate=None):
     if ids: train, heldout = marked(train), marked(heldout)
     torch.manual_seed(seed)
     model = get_peft_model(model, config(ids))
-    loss = fit(model, tokenizer, Rows(train, tokenizer), rate or RATES[arm], seed)
+    loss = fit(model, tokenizer, Rows(train, tokenizer), rate or RATES[arm], seed, STEPS // 2 if rate else STEPS)
+    if rate: return dict(arm=arm, rate=rate, loss=loss)
     model.eval()
     scores = dict(soft=accuracy(model, tokenizer, heldout)["accuracy"],
                   discrete=accuracy(model, tokenizer, heldout, top_k=1)["accuracy"],
@@ -98,13 +99,17 @@ def run(arm, seed, base, train, heldout, rate=None):
                 cpu_seconds=round(time.process_time() - start, 1))
 
 
-def base_of(seed, train, heldout):
-    "The base of a seed: trained on one discrete chain per problem, like `discrete_long` of experiments/mnns."
+def base_of(seed, train, heldout, folder):
+    "The base of a seed, made once: trained on one discrete chain per problem, as `discrete_long` of experiments/mnns."
+    if (file := folder / f"base-{seed}.pt").exists(): return torch.load(file)
     start, data = time.process_time(), mnns.dataset("optimal", train, TASK.tokenizer())
     model, record = mnns.run(replace(BASE, every=10 ** 6), "discrete_long", seed, data, heldout)
     scores = dict(soft=record["scores"]["soft"]["accuracy"], discrete=record["scores"]["optimal"]["accuracy"])
-    return model.state_dict(), dict(arm="base", seed=seed, parameters=sum(p.numel() for p in model.parameters()),
+    made = model.state_dict(), dict(arm="base", seed=seed, parameters=sum(p.numel() for p in model.parameters()),
                                     scores=scores, cpu_seconds=round(time.process_time() - start, 1))
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(made, file)
+    return made
 
 
 # ---------------------------------------------------------------------------------------------------- record
@@ -139,24 +144,25 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--record", type=Path, default=ROOT / "results/prefix.json")
-    parser.add_argument("--tune", type=float, nargs="+", help="learning rates to try on problems held out of the training part")
+    parser.add_argument("--tune", type=float, nargs="+", help="learning rates to try")
+    parser.add_argument("--bases", type=Path, default=Path(tempfile.gettempdir()) / "prefix-bases", help="where bases are kept")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
-    train, heldout = TASK.split(BASE.heldout, BASE.split_seed, validate=bool(args.tune))
+    train, heldout = TASK.split(BASE.heldout, BASE.split_seed)
     for seed in args.seeds:
         done = json.loads(args.record.read_text())["runs"] if args.record.exists() and not args.tune else []
         todo = [arm for arm in args.arms if not any((r["arm"], r["seed"]) == (arm, seed) for r in done)]
         if not todo: continue
-        base, first = base_of(seed, train, heldout)
+        base, first = base_of(seed, train, heldout, args.bases)
         print(json.dumps(first), flush=True)
         if not args.tune and not any((r["arm"], r["seed"]) == ("base", seed) for r in done):
             with opened(args.record, header(train, heldout)) as record: record["runs"].append(first)
         for arm in todo:
             for rate in args.tune or [None]:
                 result = run(arm, seed, base, train, heldout, rate)
-                print(rate or "", json.dumps(result), flush=True)
+                print(json.dumps(result), flush=True)
                 if args.tune: continue
                 with opened(args.record, header(train, heldout)) as record: record["runs"].append(result)
 
