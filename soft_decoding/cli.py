@@ -503,7 +503,8 @@ def _chat_ids(tokenizer, text):
 # %% ../nbs/11_cli.ipynb #f6b772db
 def _own_markers(tokenizer, o):
     "The model's own markers, where the command names none; and a line that says so."
-    if not o.chat or o.think == 0 or o.think_start or o.think_end: return None
+    named = o.think == 0 or o.think_start or o.think_end
+    if not o.chat or named or tokenizer.chat_template is None: return None
     from soft_decoding.think import find_markers
     if (found := find_markers(tokenizer)) is None:
         return f"no markers of reasoning in chat template or vocabulary; the first {o.think} steps of the reply are soft."
