@@ -156,8 +156,8 @@ def training_loss(
         predicted, asked = logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten()
         loss = nn.functional.cross_entropy(predicted, asked, reduction="sum") / count
     elif batch.target_dists is None:
-        loss = model.loss_function(logits=logits.contiguous(), labels=batch.labels, vocab_size=logits.shape[-1],
-                                   num_items_in_batch=batch.num_items_in_batch)
+        loss = model.loss_function(logits=logits.contiguous(), labels=batch.labels,
+                                   vocab_size=logits.shape[-1], num_items_in_batch=batch.num_items_in_batch)
     else: loss = (_kl(batch.target_dists[:, 1:], logits[:, :-1].log_softmax(-1)) * targets).sum() / count
     if beta == 0: return loss
     log_probs = logits[:, :-1].log_softmax(-1)
@@ -429,8 +429,8 @@ def check_adapter(
     if getattr(config, "alora_invocation_tokens", None):
         why = "looks for its `alora_invocation_tokens` among ids, and mixtures have none"
     if why is None: return
-    raise NotImplementedError(f"Soft training does not know {name} adapters: it {why}; use LoRA, prompt tuning, "
-                              "p-tuning or prefix tuning.")
+    raise NotImplementedError(f"Soft training does not know {name} adapters: it {why}; use LoRA, "
+                              "prompt tuning, p-tuning or prefix tuning.")
 
 # %% ../nbs/03_train.ipynb #e1ed8d84
 def reference_kl(

@@ -1081,10 +1081,10 @@ def _save(self: SoftTrainer, output_dir=None, state_dict=None):
         self.soft.learned.save_pretrained(output_dir or self.args.output_dir)
 
 # %% ../nbs/03a_trainer.ipynb #03prmpt0
-PROMPT_FILE = "prompt_encoder.safetensors"  # What makes a learned prompt, in a checkpoint; peft's own file holds what it makes
+PROMPT_FILE = "prompt_encoder.safetensors"  # What makes a learned prompt; peft's own file holds what it makes
 
 def _save_prompt(model, folder):
-    "The parameters behind a learned prompt: of p-tuning peft keeps the vectors, and not the network that makes them."
+    "Keep the parameters behind a learned prompt: of p-tuning, peft keeps what its network makes."
     if (owner := prompt_learner(model)) is None: return
     from safetensors.torch import save_file
     weights = owner.prompt_encoder[owner.active_adapter].state_dict()
@@ -1095,7 +1095,8 @@ def _load_prompt(model, folder):
     "Take up a learned prompt, which peft would not train on; False for a model without one."
     if (owner := prompt_learner(model)) is None: return False
     if not (file := Path(folder) / PROMPT_FILE).is_file():
-        raise ValueError(f"{folder} has no {PROMPT_FILE}, so a learned prompt cannot go on from it; begin anew.")
+        raise ValueError(f"{folder} has no {PROMPT_FILE}, so a learned prompt cannot go on from it; "
+                         "begin anew.")
     from safetensors.torch import load_file
     owner.prompt_encoder[owner.active_adapter].load_state_dict(load_file(file))
     return True
@@ -1112,7 +1113,8 @@ def _load_from_checkpoint(self: SoftTrainer, resume_from_checkpoint, model=None)
 @patch
 def _load_best_model(self: SoftTrainer):
     if self.is_fsdp_enabled or self.is_deepspeed_enabled: return Trainer._load_best_model(self)
-    if not _load_prompt(self.soft.model, self.state.best_model_checkpoint): self._bare(Trainer._load_best_model)
+    taken = _load_prompt(self.soft.model, self.state.best_model_checkpoint)
+    if not taken: self._bare(Trainer._load_best_model)
 
 # %% ../nbs/03a_trainer.ipynb #a5a44185
 @contextmanager
