@@ -48,6 +48,8 @@ class State:
     history: Tensor | None = None  # Without a cache: all vectors fed so far, `(b, t, d)`
     vocab_size: int | None = None  # Ids from here on have no token; None: every row of the embedding has one
     unseen: int | None = None  # How many of the last `input_ids` the cache does not hold; None: work it out
+    fed: Tensor | None = None  # If asked for: prompt and all that was chosen, as vectors, `(b, t, d)`
+    waited: Tensor | None = None  # Steps that each row has waited since it finished, `(b,)`; None: none
     outputs: dict = field(default_factory=dict)  # Hidden states and attentions of the last run, if asked for
 
 # %% ../nbs/02_rollout.ipynb #32848e55
@@ -164,7 +166,7 @@ def reorder(
     return replace(self, input_ids=pick(self.input_ids), phase=pick(self.phase), done=pick(self.done),
                    model_kwargs=kwargs, soft=None if self.soft is None else self.soft.map(pick),
                    think_state={k: pick(v) for k, v in self.think_state.items()},
-                   history=pick(self.history), outputs={})
+                   history=pick(self.history), fed=pick(self.fed), waited=pick(self.waited), outputs={})
 
 # %% ../nbs/02_rollout.ipynb #b685ef88
 def forward(
@@ -364,6 +366,8 @@ class StepInfo:
     belief: TokenDist | None = None  # The best of what is fed, `(b, trace_k)`
     complete: Tensor | None = None  # Rows whose `belief` is all of what is fed
     embeds: Tensor | None = None  # Fed vectors that are not the plain mixture, `(b, d)`
+    drawn: SoftToken | None = None  # What is fed, with its draw; kept where `keep` has "draw"
+    support: TokenDist | None = None  # What the mixer was given, `(b, k)`; None where no row was soft; kept likewise
     outputs: dict = field(default_factory=dict)  # Hidden states and attentions, where asked for
 
 # %% ../nbs/02_rollout.ipynb #020364cf
@@ -378,7 +382,8 @@ def choose(
     token, is_soft, now, phase = _rest(token, is_soft, phase, ctx)
     soft, is_soft = _blended(_fed_as(soft, token, is_soft, now, ctx), is_soft, blend, ctx)
     bad = entropy.isnan() if ctx.replay is None else invalid_rows(scores)  # an invalid row has no entropy
-    info = StepInfo(now, phase, entropy, bad, is_soft, think_state, token, scores, embeds=soft.embeds)
+    info = StepInfo(now, phase, entropy, bad, is_soft, think_state, token, scores, embeds=soft.embeds,
+                    support=dist)
     return _snapped(soft, ctx), info
 
 # %% ../nbs/02_rollout.ipynb #7392f3ba
@@ -387,7 +392,7 @@ def _follow(token, entropy, logits, dist, ctx):
     is_soft = ctx.phase == Phase.THINK
     if ctx.think is None: return token, is_soft, ctx.phase, ctx.think_state, None
     seen = dict(logits=logits, dist=dist) if getattr(ctx.think, "needs_dist", False) else {}
-    now = ctx.phase if ctx.done is None else ctx.phase.masked_fill(ctx.done, int(Phase.DONE))  # pads are not counted
+    now = ctx.phase if ctx.done is None else ctx.phase.masked_fill(ctx.done, int(Phase.DONE))  # no pad counts
     think_state, phase, forced, *blend = ctx.think(ctx.think_state, now, entropy, token, **seen)
     token = torch.where(forced >= 0, forced, token)
     return token, is_soft & (forced < 0), phase, think_state, blend[0] if blend else None
@@ -558,7 +563,7 @@ def soft_rollout(
     halt: Callable | None = None,  # The same, but ends the rollout without finishing its rows
     pad_token_id: int | None = None,  # Read-out of finished rows; None: they go on
     trace_k: int = 16,  # How many entries of each belief to keep; 0 for none
-    keep: tuple = (),  # Of "scores", "logits", "hidden_states", "attentions": what to keep per step
+    keep: tuple = (),  # Of "scores", "logits", "hidden_states", "attentions", "draw": what to keep
     on_token: Callable | None = None,  # Called with every read-out `(b,)`
     progress: bool = False,  # Show a progress bar
 ) -> tuple[State, list[StepInfo]]:
@@ -581,7 +586,8 @@ def soft_rollout(
             infos.append(slim_info(info, soft, logits, state.outputs, trace_k, keep))
             phase = info.next_phase.masked_fill(info.next_phase == Phase.DONE, int(Phase.ANSWER))
             state = replace(state, input_ids=input_ids, phase=phase, done=done, soft=soft, unseen=None,
-                            step=state.step + 1, think_state=info.think_state, outputs={})
+                            step=state.step + 1, think_state=info.think_state, outputs={},
+                            **_remembered(model, state, soft))
             if select is not None: state = select(state, infos[-1])
             mode, idle, bad = _mode(state, info.bad)
             if bad: _raise_bad(info, state.step - 1)
@@ -616,6 +622,14 @@ def _ask_hidden(state, plugs):
     if not any(getattr(plug, "needs_hidden", False) for plug in asking): return state
     return replace(state, model_kwargs=dict(state.model_kwargs, output_hidden_states=True))
 
+# %% ../nbs/02_rollout.ipynb #621628f0
+def _remembered(model, state, soft):
+    "What a state keeps of a step besides what the next one needs."
+    waited = (1 if state.waited is None else state.waited + 1) * state.done  # 0 for rows that are not done
+    if state.fed is None: return dict(waited=waited)
+    new = looked_up(model, soft).to_embeds(model.get_input_embeddings())[:, None]  # (b, d) -> (b, 1, d)
+    return dict(waited=waited, fed=torch.cat([state.fed, new.to(state.fed.dtype)], 1))
+
 # %% ../nbs/02_rollout.ipynb #3fca0f4c
 def _mode(state, bad=None):
     "The kinds of rows of the next step, whether some are done, whether one failed; only here the loop waits."
@@ -632,9 +646,10 @@ def slim_info(info, soft, logits, outputs, trace_k, keep):
     dist, complete = (soft.dist, torch.ones_like(info.is_soft)) if trace_k else (None, None)
     if trace_k and (dist.ids is None or dist.probs.shape[-1] > trace_k):
         complete, dist = (dist.probs > 0).sum(-1) <= trace_k, dist.top(trace_k)
+    drawn, support = (soft.detach(), info.support) if "draw" in keep else (None, None)
     return replace(info, belief=dist, complete=complete, scores=info.scores if "scores" in keep else None,
                    logits=logits if "logits" in keep else None,
-                   outputs={k: v for k, v in outputs.items() if k in keep})
+                   drawn=drawn, support=support, outputs={k: v for k, v in outputs.items() if k in keep})
 
 # %% ../nbs/02_rollout.ipynb #f0918997
 def _steps(steps, progress):
@@ -714,7 +729,32 @@ def _check_differentiable(model, cache):
 def detach(self: State) -> State:
     "Cut the graph at the pending token; what a cache holds keeps its graph."
     cut = lambda x: None if x is None else x.detach()
-    return replace(self, soft=cut(self.soft), history=cut(self.history))
+    return replace(self, soft=cut(self.soft), history=cut(self.history), fed=cut(self.fed))
+
+# %% ../nbs/02_rollout.ipynb #02b4705f
+@patch
+def vectors(
+    self: State,
+    model,  # The model that the state belongs to
+) -> Tensor | None:  # `(b, t, d)`; None: they were not kept
+    "The prompt and all that was chosen since, the pending soft token included, as vectors."
+    if self.fed is not None: return self.fed
+    if self.history is not None: return _fed(model, self)
+    if self.step or self.soft is not None: return None
+    embeds = self.model_kwargs.get("inputs_embeds")
+    return model.get_input_embeddings()(self.input_ids) if embeds is None else embeds
+
+# %% ../nbs/02_rollout.ipynb #fcd6a002
+@patch
+def collecting(
+    self: State,
+    model,  # The model that the state belongs to
+) -> State:
+    "The same state, which keeps all that is fed as vectors."
+    if (fed := self.vectors(model)) is None:
+        raise ValueError("`keep_embeds` keeps what is fed from the beginning, and this state has begun "
+                         "without it; start the run with `keep_embeds=True`.")
+    return replace(self, fed=fed)
 
 # %% ../nbs/02_rollout.ipynb #551c6367
 @patch(cls_method=True)
@@ -830,8 +870,9 @@ def extend(
     _, state = forward(model, state)
     ids = torch.cat([state.input_ids, last], 1)
     kwargs = {k: v for k, v in state.model_kwargs.items() if k != "inputs_embeds"}
+    fed = None if self.fed is None else torch.cat([self.fed, model.get_input_embeddings()(input_ids)], 1)
     new = replace(State.begin(ids, kwargs, think), step=self.step, vocab_size=self.vocab_size,
-                  history=state.history)
+                  history=state.history, fed=fed)
     if _one_at_a_time(model, self):
         return replace(new, soft=SoftToken(TokenDist.one_hot(last[:, 0]), last[:, 0]))
     return replace(new, model_kwargs=_longer(kwargs, last.shape[1] - 1), unseen=last.shape[1])

@@ -38,7 +38,7 @@ ARMS = dict(
     lora=("LoRA", lambda ids: lora()),
     markers_lora=("think tokens and LoRA", lambda ids: lora(trainable_token_indices=ids)),
 )
-RATES = dict(markers=.1, prompt=.1, p_tuning=.03, prefix=.1, lora=.03, markers_lora=.03)  # Of the peak, by --tune, seed 0
+RATES = dict(markers=.3, prompt=.3, p_tuning=.03, prefix=.1, lora=.03, markers_lora=.03)  # At the peak, by --tune for seed 0
 
 
 def marked(problems):
