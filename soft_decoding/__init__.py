@@ -17,12 +17,13 @@ _modules = dict(
     train="soft_sampling_train_step GuidanceSchedule bernoulli_guidance evaluate_batch",
     trainer="SoftTrainer SoftTrainingArguments SoftCollator Anneal encode_row encode_rows soft_targets freeze"
             " complete_checkpoints checkpoint_note",
-    gumbel="GumbelMixer DirichletMixer GaussianMixer KSampleMixer MoIMixer PlainMixer gumbel_noise anneal",
+    gumbel="GumbelMixer DirichletMixer GaussianMixer KSampleMixer MoIMixer PlainMixer Mixer gumbel_noise anneal",
     soft_beam="soft_beam_decode Cells Branch Collapse SoftBeamOutput",
     learnable_temp="LearnableSampling",
     prefix="add_think_tokens think_then_answer",
     recipes="recipe RECIPES Recipe fired CutSampling CutMixer PushMixer MultiplexMixer FixedSteps CoconutRows coconut_row"
             " ResetOptimizer",
+    rl="Draws rescore policy_loss group_advantages support_kl",
     tasks="Problem MNNS ProsQA gsm8k svamp extract_answer check_answer encode_problem collate_problems prompt_batch"
           " word_tokenizer ChainDataset accuracy",
 )

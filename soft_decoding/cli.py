@@ -350,7 +350,7 @@ def _made_recipe(o, tokenizer):
 # %% ../nbs/11_cli.ipynb #526b2778
 def _check_options(o):
     "Fill in the defaults, and refuse what cannot work before anything is loaded."
-    o.learned, o.asked = _learned(o), _asked_recipe(o)
+    o.learned, o.asked, o.found, o.budget = _learned(o), _asked_recipe(o), None, o.think is not None
     for k, v in DEFAULTS["shipped" if o.model is None else "other"].items():
         if getattr(o, k) is None and not (k == "think" and (o.think_end or o.asked)): setattr(o, k, v)
     least = dict(think=0, patience=1, max_new_tokens=1, snap=1, batch_size=1, table=0, entropy_threshold=0)
@@ -443,6 +443,7 @@ def put(
     tokens,  # Ids, of the prompt `(1, t)` or of one step `(1,)`
 ):
     "The prompt first, then one token at a time."
+    if self.phase == 2: return  # `Phase.END`: an injected end marker is no text
     soft = self.phase == 1  # `Phase.THINK`
     if soft != self.soft: self._flush(); self._print("⟨" if soft else "⟩")
     self.ids, self.soft = self.ids + tokens.flatten().tolist(), soft
@@ -537,6 +538,18 @@ def _chat_ids(tokenizer, text):
     turn = [dict(role="user", content=text)]
     return tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
 
+# %% ../nbs/11_cli.ipynb #f6b772db
+def _own_markers(tokenizer, o):
+    "The model's own markers, where the command names none; and a line that says so."
+    named = o.asked or o.think == 0 or o.think_start or o.think_end  # a recipe finds them itself
+    if not o.chat or named or tokenizer.chat_template is None: return None
+    from soft_decoding.think import find_markers
+    if (found := find_markers(tokenizer)) is None:
+        return f"no markers of reasoning in chat template or vocabulary; the first {o.think} steps of the reply are soft."
+    o.found, o.think_start, o.think_end = found, found.start, found.end
+    if not o.budget: o.think = None  # the end marker closes the span
+    return f"soft between {found.start!r} and {found.end!r}, as in the model's {found.where}."
+
 # %% ../nbs/11_cli.ipynb #d489a35d
 def _encode(model, tokenizer, text, o):
     "Ids of a prompt; raise for one that the model cannot take."
@@ -607,7 +620,8 @@ def _without_span_warning(decode, *args, **kwargs):
 def _of_span(out, o):
     "In one line, what kept the soft span from being as asked; None if nothing did."
     if o.think == 0 or out.unopened is None: return None
-    if out.unopened.any(): return f"no soft step: {o.think_start!r} (--think_start) never came."
+    of = "--think_start" if o.found is None else f"of the {o.found.where}"
+    if out.unopened.any(): return f"no soft step: {o.think_start!r} ({of}) never came."
     if out.unclosed.any():
         return ("the soft span is still open, so there is no answer; "
                 "a --think below --max_new_tokens closes it.")
@@ -795,6 +809,7 @@ def _records(out, tokenizer, rows, prompts, lines):
         n = int((trace.phase[:, row] != 4).sum())  # `Phase.DONE`
         ids, phases = trace.token[:n, row].tolist(), trace.phase[:n, row].tolist()
         after = next((i for i, p in enumerate(phases) if p == 3), n)  # `Phase.ANSWER`
+        if set(phases) == {0}: after = 0  # `Phase.WAIT`: no span was opened, so all of it is the answer
         read = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
         spans = [[_PHASES[p], len(list(g))] for p, g in groupby(phases)]
         prompt, given = prompts[lines[row]]
@@ -864,12 +879,12 @@ def generate(
     prompt: str = None,  # Text to continue (a built-in problem)
     *,
     model: str = None,  # Hub id or local folder, safetensors only (the shipped model)
-    chat: bool = False,  # Put the prompt into the chat template of the model
+    chat: bool = False,  # Put the prompt into the chat template of the model, and think between its markers
     plot: str = None,  # Draw the beliefs into this .png, .svg or .pdf
     table: int = 24,  # Steps to print at most; 0 prints the text only (24)
-    think: int = None,  # Soft steps; 0 is ordinary decoding (3 for the shipped model, else 4)
-    think_start: str = None,  # Text that opens the soft span (the end of the prompt does)
-    think_end: str = None,  # Text that closes it; it is injected when the span is cut short
+    think: int = None,  # Soft steps; 0 is ordinary decoding (3 for the shipped model, else 4, or up to an end marker)
+    think_start: str = None,  # Text that opens the soft span (the end of the prompt does; with --chat, the model's own)
+    think_end: str = None,  # Text that closes it, injected when the span is cut short (with --chat, the model's own)
     entropy_threshold: float = None,  # Cold stop: close the span when entropy stays below this many nats ...
     patience: int = None,  # ... for so many steps (256)
     recipe: str = None,  # A published method instead of these settings, such as soft-thinking or thinkrouter,tau=.5
@@ -901,5 +916,6 @@ def generate(
     with quiet(debug):
         loaded, tokenizer = load_model(model, dtype, device, trust_remote_code)
         if o.learned is not None: o.learned.to(loaded.device)
+        if said := _own_markers(tokenizer, o): print(f"soft_generate: {said}", file=sys.stderr)
         o.made = _made_recipe(o, tokenizer)
         return (_run_prompt if input is None else _run_file)(loaded, tokenizer, o)

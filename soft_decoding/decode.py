@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['cache_field', 'split_filters', 'check_config', 'check_options', 'check_ids', 'ContextLimit', 'check_prompt',
            'AnswerRules', 'filler_id', 'span_filler', 'stopping_limits', 'CacheNames', 'SoftOutput', 'span_report',
-           'eval_mode', 'soft_decode', 'kept_outputs', 'bound_think', 'through_generate', 'catch_up', 'soft_generate',
-           'unwrap']
+           'Decoder', 'eval_mode', 'soft_decode', 'kept_outputs', 'bound_think', 'through_generate', 'catch_up',
+           'soft_generate', 'unwrap']
 
 # %% ../nbs/02c_decode.ipynb #02cdec03
-import copy, difflib, inspect, warnings
+import copy, difflib, inspect, warnings, weakref
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -17,6 +17,7 @@ from functools import partial
 
 import torch
 from accelerate.utils import extract_model_from_parallel
+from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, SynthIDTextWatermarkLogitsProcessor
 from transformers.generation.stopping_criteria import MaxLengthCriteria, MaxTimeCriteria, StopStringCriteria
@@ -24,10 +25,10 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.utils import TransformersKwargs
 
 from .cache import NAMES, cache_of
-from .dist import Sampling
+from .dist import Sampling, TokenDist
 from .rollout import (Guidance, Phase, State, check_model, check_padding, check_plugs, context_length, forward_parameters,
-                                   soft_rollout, text_config)
-from .soft_embed import plain_mixer, table_size
+                                   looked_up, soft_rollout, text_config)
+from .soft_embed import SoftToken, plain_mixer, table_size
 from .think import Think, span_of
 from .trace import SoftTrace
 
@@ -248,6 +249,17 @@ def _output(state, infos, embedding, keep, spans):
     return SoftOutput(sequences=state.input_ids, trace=trace, state=state, **columns, **spans,
                       **{cache_field: cache_of(state.model_kwargs)})
 
+# %% ../nbs/02c_decode.ipynb #d010c81d
+class Decoder:
+    "Which model an output comes from, without keeping it alive; a stored output does not know it any more."
+    def __init__(
+        self,
+        model=None,  # A causal language model
+        moved: bool = False,  # Whether rows may have changed places
+    ): self.model, self.moved = weakref.ref(model) if model is not None else (lambda: None), moved
+
+    def __reduce__(self): return Decoder, (None, self.moved)
+
 # %% ../nbs/02c_decode.ipynb #c30e95aa
 class _Stream:
     "A streamer that may be None, and whose `end` is called once."
@@ -290,6 +302,7 @@ def soft_decode(
     streamer=None,  # Bind it with `functools.partial`: `generate` does not pass it on
     vocab_size: int | None = None,  # Ids from here on have no token, and no share; None: all have
     trace_k: int = 16,  # Entries of each belief to keep
+    keep_embeds: bool = False,  # Keep all that is fed as vectors, for `SoftOutput.prompt_embeds`
     grad: bool = False,  # Keep the graph
     progress: bool = False,  # Show a progress bar
     **model_kwargs,  # As `generate` prepared them: mask, positions, cache
@@ -304,7 +317,9 @@ def soft_decode(
         _check_call(config, think, embedding, trace_k)
         sampling, processors = split_filters(config, logits_processor or [], sampling)
         with eval_mode(model):
-            state = _begin(model, input_ids, model_kwargs, state, think, vocab_size)
+            with torch.set_grad_enabled(grad):  # of a learned prompt
+                state = _begin(model, input_ids, model_kwargs, state, think, vocab_size)
+            if keep_embeds: state = state.collecting(model)
             if replay is not None: _check_replay(replay, len(state.input_ids))
             rules, room = stopping_criteria or [], check_prompt(model, embedding, state)
             filler = None if stop_while_thinking else span_filler(model, config, state, think, rules)
@@ -320,7 +335,10 @@ def soft_decode(
                 on_token=stream.put, progress=progress)
     finally: stream.end()
     spans = span_report(state, think)
-    return _output(state, infos, embedding, keep, spans) if config.return_dict_in_generate else state.input_ids
+    if not config.return_dict_in_generate: return state.input_ids
+    out = _output(state, infos, embedding, keep, spans)
+    out.decoder = Decoder(model, moved=select is not None)
+    return out
 
 # %% ../nbs/02c_decode.ipynb #5e48dcb3
 def kept_outputs(
@@ -440,6 +458,7 @@ def soft_generate(
     state: State | None = None,  # `out.state` of an earlier call, to go on from
     replay: SoftTrace | None = None,  # A trace to feed again
     trace_k: int = 16,  # Entries of each belief to keep
+    keep_embeds: bool = False,  # Keep all that is fed as vectors, for `SoftOutput.prompt_embeds`
     guidance: Guidance | None = None,  # Ground truth to be led by
     select: Callable | None = None,  # `(state, info) -> state` after each step
     grad: bool = False,  # Keep the graph
@@ -460,7 +479,7 @@ def soft_generate(
         criteria = _user_criteria(stopping_criteria, stop_strings, generation_config, tokenizer)
         decode = partial(soft_decode, sampling=sampling, answer_sampling=answer_sampling, read_sampling=read_sampling, mixer=mixer,
                          snap=snap, think=bound_think(think, tokenizer), generator=generator, streamer=stream,
-                         guidance=guidance, select=select, replay=replay, state=state, trace_k=trace_k, grad=grad,
+                         guidance=guidance, select=select, replay=replay, state=state, trace_k=trace_k, keep_embeds=keep_embeds, grad=grad,
                          stop_while_thinking=stop_while_thinking, progress=progress, vocab_size=_vocab_size(model, tokenizer))
         prompt = _user_prompt(model, input_ids, attention_mask, state, kwargs)
         out = _generate(model, config, **prompt, **_in_kwargs(config, generation_config, model.generation_config, unset),
@@ -587,3 +606,57 @@ def _count_on(config, state, own):
     grown = 0 if state.began is None else state.input_ids.shape[1] - state.began
     if config.max_new_tokens is None and (config.max_length or own.max_length) is None: config.max_new_tokens = 20  # as `generate`
     if config.max_new_tokens is not None: config.max_new_tokens += grown
+
+# %% ../nbs/02c_decode.ipynb #11fadd2a
+@patch
+def prompt_embeds(
+    self: SoftOutput,
+    model=None,  # That decoded; None: it is known, unless the output was stored
+) -> list[Tensor]:  # One per row, `(l, d)`
+    "The prompt and all that was chosen since, as vectors for another engine."
+    decoder = getattr(self, "decoder", None) or Decoder()
+    if (model := decoder.model() if model is None else model) is None:
+        raise ValueError("`prompt_embeds` does not know which model this output is of; give it as `model`.")
+    if getattr(text_config(model), "hidden_size_per_layer_input", None):
+        raise NotImplementedError(f"{type(model).__name__} embeds tokens a second time, per layer, which "
+                                  "`prompt_embeds` cannot hand over; go on here, from `state`.")
+    vectors = self.state.vectors(model)
+    if vectors is None: vectors = _from_trace(self, model, decoder.moved)
+    keep = _kept_positions(self.state, vectors)
+    return [row[kept] for row, kept in zip(vectors, keep)]
+
+# %% ../nbs/02c_decode.ipynb #f1ea6160
+def _from_trace(out, model, moved):
+    "Prompt and mixtures `(b, t, d)`, mixed again from a trace that holds all of them."
+    if missing := _missing(out, moved):
+        way = ", or with a larger `trace_k` if no mixer feeds its own vectors" if "trace" in missing else ""
+        raise ValueError(f"`prompt_embeds` needs all that was fed, and {missing}; start the run with "
+                         f"`keep_embeds=True`{way}.")
+    state, trace, embedding = out.state, out.trace, model.get_input_embeddings()
+    embeds = state.model_kwargs.get("inputs_embeds")
+    if embeds is None: embeds = embedding(state.input_ids[:, :state.began])
+    soft = looked_up(model, SoftToken(TokenDist(trace.ids, trace.probs), trace.token))
+    with torch.no_grad(): fed = soft.to_embeds(embedding).transpose(0, 1)  # (s, b, d) -> (b, s, d)
+    return torch.cat([embeds, fed.to(embeds.dtype)], 1)
+
+# %% ../nbs/02c_decode.ipynb #4c3093ef
+def _missing(out, moved):
+    "Why a trace does not say all that was fed to each row; None if it does."
+    trace = out.trace
+    if trace is None or len(trace) == 0: return "there is no trace"
+    if trace.start or len(trace) != out.state.step: return "the run began before this call"
+    if moved: return "rows may have changed places"
+    known = trace.complete | (trace.phase == Phase.DONE)
+    return None if bool(known.all()) else "the trace does not hold all of it"
+
+# %% ../nbs/02c_decode.ipynb #594e3fc3
+def _kept_positions(state, vectors):
+    "Positions `(b, t)` that are no pads: of the prompt, or of a row that waited for the others."
+    mask, (b, t) = state.model_kwargs.get("attention_mask"), vectors.shape[:2]
+    keep = torch.ones(b, t, dtype=torch.bool, device=vectors.device) if mask is None else mask > 0
+    if keep.shape != (b, t):
+        raise NotImplementedError(f"`prompt_embeds` has vectors for {t} of {keep.shape[-1]} positions: the others "
+                                  "lie in a cache only (prefix tuning, or a cached prompt); go on here, from "
+                                  "`state`.")
+    if state.waited is None: return keep
+    return keep & (torch.arange(t, device=keep.device) < t - state.waited[:, None])

@@ -555,3 +555,14 @@ class Sampling:
         dist = _filter_logits(logits, self.temperature, *filters)
         if self.mass is not None: dist = dist.compact(self.mass)
         return dist, logits_entropy(logits, self.temperature)
+
+# %% ../nbs/00_dist.ipynb #4a24cdad
+@patch
+def on(
+    self: Sampling,
+    logits: Tensor,  # `(..., v)`, as given to the sampling
+    support: TokenDist,  # What an earlier call returned, `(..., k)`
+    ctx=None,  # The step's context; a fixed sampling does not read it
+) -> TokenDist:  # On the ids where `support` is positive
+    "The distribution that these logits give to the support of an earlier step."
+    return mk_proba_dist(logits, self.temperature, support=support)

@@ -29,6 +29,9 @@ def gumbel_noise(
 # %% ../nbs/04_gumbel.ipynb #60c3affa
 class Mixer:
     "A stochastic mixer: `(dist, ctx) -> SoftToken`, and the log-probability of what it drew."
+    rebuilds = False  # Whether what is fed depends on the model beyond the draw
+    reads_apart = False  # Whether the read-out is drawn apart from what `log_prob` scores
+
     def __call__(
         self,
         dist: TokenDist,  # After the filters, (..., k)
@@ -64,7 +67,7 @@ def _scored(x, dist):
     return torch.where(drawn, x, 0.).double(), kept, drawn, excluded.any(-1)
 
 # %% ../nbs/04_gumbel.ipynb #44546076
-def _token_log_prob(dist, token):
+def token_log_prob(dist, token):
     "Of a token; -inf where it has no mass, with a gradient of 0."
     p = dist.prob_of(token)
     return torch.where(p > 0, torch.where(p > 0, p, 1.).log(), -math.inf)
@@ -180,7 +183,7 @@ def log_prob(
 ) -> Tensor:  # Nats, float64 (...); -inf where the distribution excludes the draw
     "Of the weights (Concrete), of the noisy logits (perturbed), or of the token where a token was fed."
     dist = _check_support(draw, dist)
-    if self.hard or self.straight_through: return _token_log_prob(dist, draw["token"])
+    if self.hard or self.straight_through: return token_log_prob(dist, draw["token"])
     if self.density == "concrete": return concrete_log_prob(draw["log_w"], dist, draw["tau"])
     z, log_p, drawn, excluded = _scored(draw["z"], dist)
     noise = z - log_p  # as it would have to be under `dist`
@@ -251,6 +254,7 @@ class GaussianMixer(Mixer):
     "The plain mixture's vector with normal noise."
     sigma: float | None = None  # Standard deviation per coordinate; None: a third of the table's RMS
     embedding: nn.Module | None = None  # None: that of the step
+    reads_apart = True
 
     def __post_init__(self):
         if self.sigma is not None: _check_scale("sigma", self.sigma)
@@ -327,6 +331,7 @@ class MoIMixer(Mixer):
     "The distribution blended with a token drawn from it."
     beta: float = 1.  # How much the token counts beyond its share by entropy, from 0 to 1e15
     top: int = 20  # Entries behind the entropy, at least 2
+    rebuilds = True
 
     def __post_init__(self):
         if not 0 <= self.beta <= 1e15:
@@ -339,16 +344,29 @@ class MoIMixer(Mixer):
 @patch
 def __call__(self: MoIMixer, dist: TokenDist, ctx) -> SoftToken:
     "Draw the token, which is also the read-out; one that `read_sampling` drew is taken as it is, without a score."
-    k, read = min(self.top, dist.probs.shape[-1]), getattr(ctx, "read", None)
-    best = TokenDist(None, (top := dist.probs.topk(k, -1).values) / top.sum(-1, keepdim=True))
-    share = best.entropy() / math.log(max(k, 2))  # in [0, 1]
-    if read is not None: return SoftToken(dist.mix_token(read, (1 + self.beta - share) / (1 + self.beta)), read)
-    slot, share = _slot(dist, getattr(ctx, "generator", None)).unsqueeze(-1), share.unsqueeze(-1)
-    drawn = torch.zeros_like(dist.probs).scatter(-1, slot, 1.)
-    weights = (share * dist.probs + (1 + self.beta - share) * drawn) / (1 + self.beta)
+    read = getattr(ctx, "read", None)
+    if read is not None: return SoftToken(dist.mix_token(read, (1 + self.beta - self.share(dist)) / (1 + self.beta)), read)
+    slot = _slot(dist, getattr(ctx, "generator", None)).unsqueeze(-1)
     token = (slot if dist.ids is None else dist.ids.gather(-1, slot))[..., 0]
-    return SoftToken(TokenDist(dist.ids, weights), token, dict(ids=dist.ids, slots=slot, token=token))
+    return self.feed(dict(ids=dist.ids, slots=slot, token=token), dist)
 
+
+# %% ../nbs/04_gumbel.ipynb #79c9676f
+@patch
+def share(self: MoIMixer, dist: TokenDist) -> Tensor:  # In [0, 1], `(...)`
+    "How much the distribution counts: the entropy of its best entries over the largest it could be."
+    k = min(self.top, dist.probs.shape[-1])
+    best = dist.probs.topk(k, -1).values
+    return TokenDist(None, best / best.sum(-1, keepdim=True)).entropy() / math.log(max(k, 2))
+
+# %% ../nbs/04_gumbel.ipynb #f0b5517a
+@patch
+def feed(self: MoIMixer, draw: dict, dist: TokenDist) -> SoftToken:
+    "What a drawn token makes of a distribution, the one it came from or another on the same support."
+    share = self.share(dist).unsqueeze(-1)
+    drawn = torch.zeros_like(dist.probs).scatter(-1, draw["slots"], 1.)
+    weights = (share * dist.probs + (1 + self.beta - share) * drawn) / (1 + self.beta)
+    return SoftToken(TokenDist(dist.ids, weights), draw["token"], draw)
 
 # %% ../nbs/04_gumbel.ipynb #6e4c6494
 @patch
@@ -360,7 +378,7 @@ def log_prob(self: MoIMixer, draw: dict, dist: TokenDist) -> Tensor:
 @dataclass
 class PlainMixer(Mixer):
     "Plain mixing: nothing is drawn but the read-out."
-    deterministic = True
+    deterministic = rebuilds = True
 
     def __call__(self, dist, ctx):
         "The distribution itself."
@@ -369,4 +387,10 @@ class PlainMixer(Mixer):
 
     def log_prob(self, draw, dist):
         "Of the read-out: the soft token itself is no random event."
-        return _token_log_prob(_check_support(draw, dist), draw["token"])
+        return token_log_prob(_check_support(draw, dist), draw["token"])
+
+# %% ../nbs/04_gumbel.ipynb #aec8b09a
+@patch
+def feed(self: PlainMixer, draw: dict, dist: TokenDist) -> SoftToken:
+    "The distribution, with the read-out of the draw."
+    return SoftToken(dist, draw["token"], draw)

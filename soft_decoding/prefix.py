@@ -20,7 +20,7 @@ def add_think_tokens(
     start: str = "<think>",  # Opens the span
     end: str = "</think>",  # Closes it
     *,
-    like: str | None = None,  # Text whose tokens' mean the new input rows start from; None: the mean of all tokens
+    like: str | None = None,  # Text whose tokens' mean new inputs start from; None: the mean of all tokens
 ) -> list[int]:  # Ids of the two
     "A pair of markers for a model that has none; what is a token already stays as it is."
     _check_markers(model, start, end)
@@ -51,7 +51,7 @@ def _check_markers(model, start, end):
     if start == end or not start or not end:
         raise ValueError(f"`start` and `end` must be two different texts, got {start!r} and {end!r}.")
     if hasattr(model, "peft_config"):
-        raise ValueError("Markers come before adapters: give `add_think_tokens` the base, and peft its result.")
+        raise ValueError("Markers come before adapters: give `add_think_tokens` the base, then adapt it.")
 
 # %% ../nbs/07_prefix.ipynb #07prfx33
 def think_then_answer(
@@ -59,17 +59,18 @@ def think_then_answer(
     input_ids: Tensor,  # Prompt `(b, t)`, left-padded
     attention_mask: Tensor | None = None,  # 0 at pads, `(b, t)`
     *,
-    think: Think,  # With a budget, `max_tokens`; a row that closes its span earlier says until there what the adapter says
+    think: Think,  # With a budget; until it is over, the adapter also answers rows whose span closed earlier
     max_new_tokens: int = 32,  # Tokens at most, of thinking and answer
     tokenizer=None,  # For markers in text
     **options,  # Of `soft_generate`, the same for both
 ) -> SoftOutput:
     "Soft thoughts with the adapter, the answer without: the base reads what was thought, and goes on."
-    if think.max_tokens is None: raise ValueError("`think` must have a budget, `max_tokens`: where it ends, the adapter does.")
-    think = bound_think(think, tokenizer)
-    span = min(think.max_tokens + len(think.end or ()), max_new_tokens)
+    if think.max_tokens is None:
+        raise ValueError("`think` must have a budget, `max_tokens`: where it ends, the adapter does.")
+    think, whole = bound_think(think, tokenizer), table_size(model.get_input_embeddings())
     same = dict(options, think=think, tokenizer=tokenizer)
-    whole = table_size(model.get_input_embeddings())  # all that is fed, to be fed again
-    thought = soft_generate(model, input_ids, attention_mask, max_new_tokens=span, **dict(same, trace_k=whole)).trace
-    with model.disable_adapter():
-        return soft_generate(model, input_ids, attention_mask, max_new_tokens=max_new_tokens, replay=thought, **same)
+    same.update(input_ids=input_ids, attention_mask=attention_mask)
+    span = min(think.max_tokens + len(think.end or ()), max_new_tokens)
+    thought = soft_generate(model, **dict(same, max_new_tokens=span, trace_k=whole)).trace  # all that is fed
+    same.update(max_new_tokens=max_new_tokens, replay=thought)
+    with model.disable_adapter(): return soft_generate(model, **same)

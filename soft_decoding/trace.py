@@ -66,7 +66,8 @@ def from_infos(
     beliefs = [info.belief.pad(width).map(Tensor.detach) for info in infos]
     ids, probs = torch.stack([d.ids for d in beliefs]), torch.stack([d.probs for d in beliefs])
     stack = lambda name: torch.stack([getattr(info, name).detach() for info in infos])
-    trace = cls(ids, probs, *map(stack, ("token", "entropy", "phase", "is_soft", "complete")), start=start, tokenizer=tokenizer)
+    rest = map(stack, ("token", "entropy", "phase", "is_soft", "complete"))
+    trace = cls(ids, probs, *rest, start=start, tokenizer=tokenizer)
     for info, complete in zip(infos, trace.complete): complete &= info.embeds is None
     return trace if embedding is None else replace(trace, **_measures(trace, infos, embedding))
 
@@ -121,7 +122,8 @@ def records(self: SoftTrace):  # Iterator of dicts
 def to_frame(self: SoftTrace):  # `pandas.DataFrame`
     "A table with one line per step, row and rank; needs pandas."
     try: import pandas as pd
-    except ImportError as e: raise ImportError("`SoftTrace.to_frame` needs pandas: `pip install pandas`.") from e
+    except ImportError as e:
+        raise ImportError("`SoftTrace.to_frame` needs pandas: `pip install pandas`.") from e
     return pd.DataFrame(list(self.records()), columns="step row rank id token prob entropy phase".split())
 
 # %% ../nbs/02b_trace.ipynb #f1a23d09
@@ -134,12 +136,15 @@ def _repr_html_(self: SoftTrace, row: int = 0, top: int = 4, limit: int = 40) ->
     bar = "background:linear-gradient(90deg,rgba(66,133,200,.35) {:.0f}%,transparent 0)"
     cell = lambda r: (f'<td style="white-space:nowrap;text-align:left;{bar.format(100 * r["prob"])}">'
                       f'{escape(r["token"])} <small>{r["prob"]:.2f}</small></td>')
-    line = lambda s, rs: (f'<tr><td>{s}</td><td>{rs[0]["phase"]}</td><td>{escape(self.text(self.token[s, row]))}</td>'
+    columns = "step", "phase", "read-out", "nats"
+    said = lambda s: escape(self.text(self.token[s, row]))
+    line = lambda s, rs: (f'<tr><td>{s}</td><td>{rs[0]["phase"]}</td><td>{said(s)}</td>'
                           f'<td>{rs[0]["entropy"]:.2f}</td>{"".join(map(cell, rs[:top]))}</tr>')
-    head = "".join(f"<th>{h}</th>" for h in ("step", "phase", "read-out", "nats")) + f'<th colspan="{top}">fed</th>'
+    head = "".join(f"<th>{h}</th>" for h in columns) + f'<th colspan="{top}">fed</th>'
     more = f"<p>{len(self) - limit} more steps</p>" if len(self) > limit else ""
     body = "".join(line(s, rs) for s, rs in list(steps.items())[:limit])
-    return f'<div style="overflow-x:auto"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{more}'
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div style="overflow-x:auto">{table}</div>{more}'
 
 # %% ../nbs/02b_trace.ipynb #67cd18e7
 @patch
@@ -150,23 +155,27 @@ def plot(
     steps: int = 24,  # How many steps at most
     ax=None,  # Matplotlib axes to draw on; None makes a figure
 ):  # Matplotlib axes
-    "The belief plot: what was fed, the likeliest on top; mixtures in blue, tokens in grey; phase and entropy below."
+    "The belief plot: what was fed, the likeliest on top; mixtures blue, tokens grey; phase and entropy."
     import matplotlib.pyplot as plt
     n = min(len(self), steps)
     probs, slot = self.probs[:n, row].float().cpu().sort(dim=-1, descending=True, stable=True)
     ids = self.ids[:n, row].cpu().gather(-1, slot)
     top = max(1, min(top, int((probs >= .005).any(0).sum())))  # no empty ranks
-    if ax is None: _, ax = plt.subplots(figsize=(max(4, 1.5 + .6 * n), 1.2 + .3 * top), layout="constrained")
+    if ax is None:
+        _, ax = plt.subplots(figsize=(max(4, 1.4 + .6 * n), 1.3 + .3 * top), layout="constrained")
     soft, weights = self.is_soft[:n, row].cpu(), probs[:, :top].T  # (top, n)
-    one = lambda show, cmap, top: ax.imshow(weights.masked_fill(~show, torch.nan).numpy(), cmap=cmap, vmin=0, vmax=top, aspect="auto")
-    one(~soft, "Greys", 3); image = one(soft, "Blues", 1)
+    def image(show, cmap, most):
+        seen = weights.masked_fill(~show, torch.nan).numpy()
+        return ax.imshow(seen, cmap=cmap, vmin=0, vmax=most, aspect="auto")
+    _, blue = image(~soft, "Greys", 3), image(soft, "Blues", 1)
     for s in range(n):
         for r in range(top):
             if (p := probs[s, r].item()) >= .005:
-                ax.text(s, r, self.text(ids[s, r]), ha="center", va="center", fontsize=8, clip_on=True,
+                ax.text(s, r, self.text(ids[s, r]), ha="center", va="center", fontsize=9, clip_on=True,
                         color="white" if soft[s] and p > .6 else "black", parse_math=False)
-    names = [f"{s}\n{Phase(self.phase[s, row].item()).name.lower()}\n{self.entropy[s, row]:.2f}" for s in range(n)]
+    phases = [Phase(p).name.lower() for p in self.phase[:n, row].tolist()]
+    names = [f"{s}\n{phase}\n{self.entropy[s, row]:.2f}" for s, phase in enumerate(phases)]
     ax.set(xlabel="step, phase, entropy (nats)", ylabel="rank", xticks=range(n), yticks=range(top))
-    ax.set_xticklabels(names, fontsize=7)
-    ax.figure.colorbar(image, ax=ax, label="weight fed", fraction=.05, pad=.02)
+    ax.set_xticklabels(names, fontsize=9)
+    ax.figure.colorbar(blue, ax=ax, label="weight fed", fraction=.05, pad=.02)
     return ax

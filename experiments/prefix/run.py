@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch, transformers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from peft import (
     LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, TrainableTokensConfig, get_peft_model)
 
@@ -20,14 +21,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "experiments/mnns"))
 import train as mnns  # how the shipped model and the discrete one beside it are trained
 
-TASK, BASE, STEPS, BATCH, VIRTUAL, RANK = mnns.TASK, mnns.Config(), 300, 64, 8, 4
+TASK, BASE = mnns.TASK, replace(mnns.Config(), batch_size=128, every=10 ** 6)
+STEPS, BATCH, VIRTUAL, RANK = 300, 64, 8, 4
 MARKERS = "<think>", "</think>"
 
 
 # -------------------------------------------------------------------------------------------------- adapters
 def lora(**more):
-    return LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True,
-                      task_type="CAUSAL_LM", **more)
+    return LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM", **more)
 
 VIRTUALS = dict(num_virtual_tokens=VIRTUAL, task_type="CAUSAL_LM")
 ARMS = dict(
@@ -38,7 +39,21 @@ ARMS = dict(
     lora=("LoRA", lambda ids: lora()),
     markers_lora=("think tokens and LoRA", lambda ids: lora(trainable_token_indices=ids)),
 )
-RATES = dict(markers=.1, prompt=.1, p_tuning=.03, prefix=.1, lora=.03, markers_lora=.03)  # Of the peak, by --tune, seed 0
+RATES = dict(markers=.3, prompt=.3, p_tuning=.03, prefix=.1, lora=.03, markers_lora=.03)  # At the peak; see the README
+
+
+def make_model(cfg, tokenizer, seed):
+    "A Llama of the shipped model's size: rotary positions, for a marker or a prompt moves all that follows."
+    transformers.set_seed(seed)
+    special = {f"{k}_token_id": getattr(tokenizer, f"{k}_token_id") for k in ("bos", "eos", "pad")}
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=cfg.n_embd, intermediate_size=cfg.n_inner, num_hidden_layers=cfg.n_layer,
+        num_attention_heads=cfg.n_head, max_position_embeddings=64, initializer_range=cfg.init, **special))
+    model.generation_config = GenerationConfig(**special)
+    return model
+
+
+mnns.make_model = make_model  # that its runs are ours
 
 
 def marked(problems):
@@ -82,7 +97,7 @@ def answered_bare(model, tokenizer, problems):
 def run(arm, seed, base, train, heldout, rate=None):
     "One adapter on a copy of the base, trained and scored; at a `rate` to try, the loss alone."
     start, tokenizer = time.process_time(), TASK.tokenizer()
-    model = mnns.make_model(BASE, tokenizer, seed)
+    model = make_model(BASE, tokenizer, seed)
     model.load_state_dict(base)
     about, config = ARMS[arm]
     ids = add_think_tokens(model, tokenizer, *MARKERS) if "markers" in arm else None
@@ -103,7 +118,7 @@ def base_of(seed, train, heldout, folder):
     "The base of a seed, made once: trained on one discrete chain per problem, as `discrete_long` of experiments/mnns."
     if (file := folder / f"base-{seed}.pt").exists(): return torch.load(file)
     start, data = time.process_time(), mnns.dataset("optimal", train, TASK.tokenizer())
-    model, record = mnns.run(replace(BASE, every=10 ** 6), "discrete_long", seed, data, heldout)
+    model, record = mnns.run(BASE, "discrete_long", seed, data, heldout)
     scores = dict(soft=record["scores"]["soft"]["accuracy"], discrete=record["scores"]["optimal"]["accuracy"])
     made = model.state_dict(), dict(arm="base", seed=seed, parameters=sum(p.numel() for p in model.parameters()),
                                     scores=scores, cpu_seconds=round(time.process_time() - start, 1))
