@@ -302,7 +302,7 @@ def sampling_of(
 def _learned(o):
     "The sampling that was trained with the model, unless the command says how to mix; None: there is none."
     folder = Path(find_model(o.model))
-    said = any(getattr(o, k) is not None for k in ("temperature", "top_k", "top_p", "min_p"))
+    said = any(getattr(o, k) is not None for k in ("recipe", "temperature", "top_k", "top_p", "min_p"))
     if said or not (folder/"learnable_sampling.json").is_file(): return None
     from soft_decoding.learnable_temp import LearnableSampling
     sampling = LearnableSampling.from_pretrained(folder)
@@ -310,11 +310,49 @@ def _learned(o):
     return sampling
 
 # %% ../nbs/11_cli.ipynb #ac60d5a5
+_BY_RECIPE = """temperature top_k top_p min_p entropy_threshold patience sample answer_temperature answer_top_k
+answer_top_p answer_min_p""".split()  # What a recipe says
+
+def _asked_recipe(o):
+    "Name and settings of `--recipe`, checked; None without it."
+    if o.recipe is None: return None
+    from soft_decoding.recipes import check_recipe
+    if said := [k for k in _BY_RECIPE if getattr(o, k)]:
+        raise ValueError(f"`--recipe` says what `--{said[0]}` says; leave one of them out, or give the recipe the "
+                         f"setting: --recipe {o.recipe},{said[0]}=...")
+    name, *words = o.recipe.split(",")
+    if wrong := [word for word in words if "=" not in word]:
+        raise ValueError(f"`--recipe` takes name,setting=value,...; got the setting {wrong[0]!r}.")
+    changes = {k: _value(v) for k, v in (word.split("=", 1) for word in words)}
+    has_span, said = "think" in check_recipe(name, changes), (o.think, o.think_start, o.think_end) != (None,) * 3
+    if said and not has_span: raise ValueError(f"{name} has no span that `--think` could set; leave it out.")
+    if has_span and not said and o.model is None: o.think = DEFAULTS["shipped"]["think"]
+    return name, changes
+
+# %% ../nbs/11_cli.ipynb #f0b1d50a
+def _value(text):
+    "A number, a list or a truth value, else the text itself."
+    from ast import literal_eval
+    try: return literal_eval(text)
+    except (ValueError, SyntaxError): return text
+
+# %% ../nbs/11_cli.ipynb #0dcce0ef
+def _made_recipe(o, tokenizer):
+    "The arguments that the recipe stands for, told on standard error; all of them with `--debug`."
+    from soft_decoding import Think, recipe
+    if o.asked is None: return None
+    span = (o.think_start, o.think_end, o.think)
+    name, changes = o.asked
+    made = recipe(name, tokenizer, **changes, **({} if span == (None,) * 3 else dict(think=Think(*span))))
+    print(repr(made) if o.debug else f"recipe: {made.name}", file=sys.stderr)
+    return made
+
+# %% ../nbs/11_cli.ipynb #526b2778
 def _check_options(o):
     "Fill in the defaults, and refuse what cannot work before anything is loaded."
-    o.learned = _learned(o)
+    o.learned, o.asked, o.found, o.budget = _learned(o), _asked_recipe(o), None, o.think is not None
     for k, v in DEFAULTS["shipped" if o.model is None else "other"].items():
-        if getattr(o, k) is None and not (k == "think" and o.think_end): setattr(o, k, v)
+        if getattr(o, k) is None and not (k == "think" and (o.think_end or o.asked)): setattr(o, k, v)
     least = dict(think=0, patience=1, max_new_tokens=1, snap=1, batch_size=1, table=0, entropy_threshold=0)
     for k, low in least.items():
         value = getattr(o, k)
@@ -405,6 +443,7 @@ def put(
     tokens,  # Ids, of the prompt `(1, t)` or of one step `(1,)`
 ):
     "The prompt first, then one token at a time."
+    if self.phase == 2: return  # `Phase.END`: an injected end marker is no text
     soft = self.phase == 1  # `Phase.THINK`
     if soft != self.soft: self._flush(); self._print("⟨" if soft else "⟩")
     self.ids, self.soft = self.ids + tokens.flatten().tolist(), soft
@@ -499,6 +538,19 @@ def _chat_ids(tokenizer, text):
     turn = [dict(role="user", content=text)]
     return tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
 
+# %% ../nbs/11_cli.ipynb #f6b772db
+def _own_markers(tokenizer, o):
+    "The model's own markers, where the command names none; and a line that says so."
+    named = o.asked or o.think == 0 or o.think_start or o.think_end  # a recipe finds them itself
+    if not o.chat or named or tokenizer.chat_template is None: return None
+    from soft_decoding.think import find_markers
+    if (found := find_markers(tokenizer)) is None:
+        return ("no markers of reasoning in chat template or vocabulary; the first "
+                f"{o.think} steps of the reply are soft.")
+    o.found, o.think_start, o.think_end = found, found.start, found.end
+    if not o.budget: o.think = None  # the end marker closes the span
+    return f"soft between {found.start!r} and {found.end!r}, as in the model's {found.where}."
+
 # %% ../nbs/11_cli.ipynb #d489a35d
 def _encode(model, tokenizer, text, o):
     "Ids of a prompt; raise for one that the model cannot take."
@@ -531,11 +583,12 @@ def _decode(model, tokenizer, prompts, lines, o, **kwargs):
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     cold = {} if o.patience is None else dict(patience=o.patience)
     generator = [torch.Generator(device).manual_seed(_row_seed(o.seed, n)) for n in lines]
+    plugs = o.made or dict(
+        sampling=o.sampling, answer_sampling=o.answer_sampling, do_sample=o.sample,
+        think=Think(o.think_start, o.think_end, o.think, o.entropy_threshold, **cold))
     try: return soft_generate(
-        model, ids, mask, sampling=o.sampling, answer_sampling=o.answer_sampling, snap=o.snap,
-        do_sample=o.sample, tokenizer=tokenizer,
-        think=Think(o.think_start, o.think_end, o.think, o.entropy_threshold, **cold),
-        max_new_tokens=o.max_new_tokens, pad_token_id=pad, generator=generator, **kwargs)
+        model, ids, mask, **plugs, snap=o.snap, tokenizer=tokenizer, max_new_tokens=o.max_new_tokens,
+        pad_token_id=pad, generator=generator, **kwargs)
     except ValueError as e:
         if "remove_invalid_values" not in str(e): raise
         raise ValueError(f"{str(e).split(';')[0]}: the weights of the model are broken, or overflow in "
@@ -567,8 +620,9 @@ def _without_span_warning(decode, *args, **kwargs):
 # %% ../nbs/11_cli.ipynb #11ofsp01
 def _of_span(out, o):
     "In one line, what kept the soft span from being as asked; None if nothing did."
-    if o.think == 0: return None
-    if out.unopened.any(): return f"no soft step: {o.think_start!r} (--think_start) never came."
+    if o.think == 0 or out.unopened is None: return None
+    of = "--think_start" if o.found is None else f"of the {o.found.where}"
+    if out.unopened.any(): return f"no soft step: {o.think_start!r} ({of}) never came."
     if out.unclosed.any():
         return ("the soft span is still open, so there is no answer; "
                 "a --think below --max_new_tokens closes it.")
@@ -737,7 +791,7 @@ def _model_name(model):
     return str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else model
 
 # %% ../nbs/11_cli.ipynb #784da5ec
-_DEPENDS = """think think_start think_end entropy_threshold patience temperature top_k top_p min_p snap sample
+_DEPENDS = """recipe think think_start think_end entropy_threshold patience temperature top_k top_p min_p snap sample
 answer_temperature answer_top_k answer_top_p answer_min_p max_new_tokens seed chat prompt_key batch_size"""
 
 def _settings(model, o):
@@ -756,6 +810,7 @@ def _records(out, tokenizer, rows, prompts, lines):
         n = int((trace.phase[:, row] != 4).sum())  # `Phase.DONE`
         ids, phases = trace.token[:n, row].tolist(), trace.phase[:n, row].tolist()
         after = next((i for i, p in enumerate(phases) if p == 3), n)  # `Phase.ANSWER`
+        if set(phases) == {0}: after = 0  # `Phase.WAIT`: no span was opened, so all of it is the answer
         read = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
         spans = [[_PHASES[p], len(list(g))] for p, g in groupby(phases)]
         prompt, given = prompts[lines[row]]
@@ -819,20 +874,21 @@ def _bar(batches, o):
 
 # %% ../nbs/11_cli.ipynb #d92c5fc5
 @command("soft_generate", **{"what to decode": "prompt", "where to be soft": "think",
-                             "what is mixed": "temperature", "the answer": "sample", "files": "input",
+                             "what is mixed": "recipe", "the answer": "sample", "files": "input",
                              "other": "seed"})
 def generate(
     prompt: str = None,  # Text to continue (a built-in problem)
     *,
     model: str = None,  # Hub id or local folder, safetensors only (the shipped model)
-    chat: bool = False,  # Put the prompt into the chat template of the model
+    chat: bool = False,  # Put the prompt into the chat template of the model, and think between its markers
     plot: str = None,  # Draw the beliefs into this .png, .svg or .pdf
     table: int = 24,  # Steps to print at most; 0 prints the text only (24)
-    think: int = None,  # Soft steps; 0 is ordinary decoding (3 for the shipped model, else 4)
-    think_start: str = None,  # Text that opens the soft span (the end of the prompt does)
-    think_end: str = None,  # Text that closes it; it is injected when the span is cut short
+    think: int = None,  # Soft steps; 0 is ordinary decoding (3 for the shipped model, else 4, or to an end marker)
+    think_start: str = None,  # Text that opens the soft span (the prompt's end; with --chat, the model's own)
+    think_end: str = None,  # Text that closes it, injected if the span is cut short (with --chat, the model's)
     entropy_threshold: float = None,  # Cold stop: close the span when entropy stays below this many nats ...
     patience: int = None,  # ... for so many steps (256)
+    recipe: str = None,  # A published method instead of these settings: soft-thinking, or thinkrouter,tau=.5
     temperature: float = None,  # Divides the logits; 0 is greedy (1 for the shipped model, else 0.7)
     top_k: int = None,  # Mix the k likeliest tokens; 0 is off (0 for the shipped model, else 10)
     top_p: float = None,  # Mix the smallest set with this mass, 0 to 1
@@ -861,4 +917,6 @@ def generate(
     with quiet(debug):
         loaded, tokenizer = load_model(model, dtype, device, trust_remote_code)
         if o.learned is not None: o.learned.to(loaded.device)
+        if said := _own_markers(tokenizer, o): print(f"soft_generate: {said}", file=sys.stderr)
+        o.made = _made_recipe(o, tokenizer)
         return (_run_prompt if input is None else _run_file)(loaded, tokenizer, o)

@@ -616,10 +616,10 @@ def prompt_embeds(
     "The prompt and all that was chosen since, as vectors for another engine."
     decoder = getattr(self, "decoder", None) or Decoder()
     if (model := decoder.model() if model is None else model) is None:
-        raise ValueError("`prompt_embeds` does not know which model this output comes from; give it as `model`.")
+        raise ValueError("`prompt_embeds` does not know which model this output is of; give it as `model`.")
     if getattr(text_config(model), "hidden_size_per_layer_input", None):
-        raise NotImplementedError(f"{type(model).__name__} embeds tokens a second time, per layer, which `prompt_embeds` "
-                                  "cannot hand over; go on here, from `state`.")
+        raise NotImplementedError(f"{type(model).__name__} embeds tokens a second time, per layer, which "
+                                  "`prompt_embeds` cannot hand over; go on here, from `state`.")
     vectors = self.state.vectors(model)
     if vectors is None: vectors = _from_trace(self, model, decoder.moved)
     keep = _kept_positions(self.state, vectors)
@@ -628,19 +628,26 @@ def prompt_embeds(
 # %% ../nbs/02c_decode.ipynb #f1ea6160
 def _from_trace(out, model, moved):
     "Prompt and mixtures `(b, t, d)`, mixed again from a trace that holds all of them."
-    state, trace = out.state, out.trace
-    missing = ("there is no trace" if trace is None or len(trace) == 0 else
-               "the run began before this call" if trace.start or len(trace) != state.step else
-               "rows may have changed places" if moved else
-               "the trace does not hold all of it" if not bool((trace.complete | (trace.phase == Phase.DONE)).all()) else None)
-    if missing:
-        raise ValueError(f"`prompt_embeds` needs all that was fed, and {missing}; start the run with `keep_embeds=True`"
-                         + (", or with a larger `trace_k` if no mixer feeds vectors of its own." if "hold" in missing else "."))
-    embeds, embedding = state.model_kwargs.get("inputs_embeds"), model.get_input_embeddings()
+    if missing := _missing(out, moved):
+        way = ", or with a larger `trace_k` if no mixer feeds its own vectors" if "trace" in missing else ""
+        raise ValueError(f"`prompt_embeds` needs all that was fed, and {missing}; start the run with "
+                         f"`keep_embeds=True`{way}.")
+    state, trace, embedding = out.state, out.trace, model.get_input_embeddings()
+    embeds = state.model_kwargs.get("inputs_embeds")
     if embeds is None: embeds = embedding(state.input_ids[:, :state.began])
     soft = looked_up(model, SoftToken(TokenDist(trace.ids, trace.probs), trace.token))
     with torch.no_grad(): fed = soft.to_embeds(embedding).transpose(0, 1)  # (s, b, d) -> (b, s, d)
     return torch.cat([embeds, fed.to(embeds.dtype)], 1)
+
+# %% ../nbs/02c_decode.ipynb #4c3093ef
+def _missing(out, moved):
+    "Why a trace does not say all that was fed to each row; None if it does."
+    trace = out.trace
+    if trace is None or len(trace) == 0: return "there is no trace"
+    if trace.start or len(trace) != out.state.step: return "the run began before this call"
+    if moved: return "rows may have changed places"
+    known = trace.complete | (trace.phase == Phase.DONE)
+    return None if bool(known.all()) else "the trace does not hold all of it"
 
 # %% ../nbs/02c_decode.ipynb #594e3fc3
 def _kept_positions(state, vectors):
@@ -648,7 +655,8 @@ def _kept_positions(state, vectors):
     mask, (b, t) = state.model_kwargs.get("attention_mask"), vectors.shape[:2]
     keep = torch.ones(b, t, dtype=torch.bool, device=vectors.device) if mask is None else mask > 0
     if keep.shape != (b, t):
-        raise NotImplementedError(f"`prompt_embeds` has vectors for {t} positions, and the model has seen {tuple(keep.shape)[-1]}: "
-                                  "the others lie in a cache only (prefix tuning, or a prompt that was cached); go on here, from `state`.")
+        raise NotImplementedError(f"`prompt_embeds` has vectors for {t} of {keep.shape[-1]} positions: the others "
+                                  "lie in a cache only (prefix tuning, or a cached prompt); go on here, from "
+                                  "`state`.")
     if state.waited is None: return keep
     return keep & (torch.arange(t, device=keep.device) < t - state.waited[:, None])

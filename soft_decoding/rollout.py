@@ -367,7 +367,7 @@ class StepInfo:
     complete: Tensor | None = None  # Rows whose `belief` is all of what is fed
     embeds: Tensor | None = None  # Fed vectors that are not the plain mixture, `(b, d)`
     drawn: SoftToken | None = None  # What is fed, with its draw; kept where `keep` has "draw"
-    support: TokenDist | None = None  # What the mixer was given, `(b, k)`; None where no row was soft; kept likewise
+    support: TokenDist | None = None  # What the mixer got `(b, k)`; None: no row was soft; kept as `drawn`
     outputs: dict = field(default_factory=dict)  # Hidden states and attentions, where asked for
 
 # %% ../nbs/02_rollout.ipynb #020364cf
@@ -578,9 +578,8 @@ def soft_rollout(
             if mode == "done": break
             logits, state = forward(model, state)
             if grad and not infos: _check_differentiable(model, cache_of(state.model_kwargs))
-            soft, info = choose(logits, StepContext(
-                state.phase, mode=mode, done=state.done if idle else None, **vars(plugs),
-                **_step_fields(state, generator, guidance, replay, noise)))
+            fields = _step_fields(state, mode, idle, generator, guidance, replay, noise)
+            soft, info = choose(logits, StepContext(**vars(plugs), **fields))
             input_ids = torch.cat([state.input_ids, info.token[:, None]], 1)
             done = _finished(state, stopping, input_ids, info)
             infos.append(slim_info(info, soft, logits, state.outputs, trace_k, keep))
@@ -603,11 +602,12 @@ def _finished(state, stopping, input_ids, info):
     return done | stopping(input_ids, info if getattr(stopping, "needs_info", False) else None)
 
 # %% ../nbs/02_rollout.ipynb #32d6a236
-def _step_fields(state, generator, guidance, replay, noise=None):
+def _step_fields(state, mode, idle, generator, guidance, replay, noise):
     "The part of the context that changes from step to step."
     hidden, s = state.outputs.get("hidden_states"), state.step
     recorded = replay is not None and 0 <= s - replay.start < len(replay)
     return dict(
+        phase=state.phase, mode=mode, done=state.done if idle else None,
         think_state=state.think_state, input_ids=state.input_ids, step=s,
         generator=step_generators(generator, s), answer_generator=step_generators(generator, s, 1),
         read_generator=step_generators(generator, s, 2),
@@ -731,31 +731,6 @@ def detach(self: State) -> State:
     cut = lambda x: None if x is None else x.detach()
     return replace(self, soft=cut(self.soft), history=cut(self.history), fed=cut(self.fed))
 
-# %% ../nbs/02_rollout.ipynb #02b4705f
-@patch
-def vectors(
-    self: State,
-    model,  # The model that the state belongs to
-) -> Tensor | None:  # `(b, t, d)`; None: they were not kept
-    "The prompt and all that was chosen since, the pending soft token included, as vectors."
-    if self.fed is not None: return self.fed
-    if self.history is not None: return _fed(model, self)
-    if self.step or self.soft is not None: return None
-    embeds = self.model_kwargs.get("inputs_embeds")
-    return model.get_input_embeddings()(self.input_ids) if embeds is None else embeds
-
-# %% ../nbs/02_rollout.ipynb #fcd6a002
-@patch
-def collecting(
-    self: State,
-    model,  # The model that the state belongs to
-) -> State:
-    "The same state, which keeps all that is fed as vectors."
-    if (fed := self.vectors(model)) is None:
-        raise ValueError("`keep_embeds` keeps what is fed from the beginning, and this state has begun "
-                         "without it; start the run with `keep_embeds=True`.")
-    return replace(self, fed=fed)
-
 # %% ../nbs/02_rollout.ipynb #551c6367
 @patch(cls_method=True)
 def everywhere(
@@ -851,6 +826,31 @@ def _own_positions(x, mask, t):
     slot = torch.arange(t, device=x.device)
     slot = torch.where(slot < pads, slot, slot + n)  # (b, t)
     return x.gather(1, slot.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+# %% ../nbs/02_rollout.ipynb #02b4705f
+@patch
+def vectors(
+    self: State,
+    model,  # The model that the state belongs to
+) -> Tensor | None:  # `(b, t, d)`; None: they were not kept
+    "The prompt and all that was chosen since, the pending soft token included, as vectors."
+    if self.fed is not None: return self.fed
+    if self.history is not None: return _fed(model, self)
+    if self.step or self.soft is not None: return None
+    embeds = self.model_kwargs.get("inputs_embeds")
+    return model.get_input_embeddings()(self.input_ids) if embeds is None else embeds
+
+# %% ../nbs/02_rollout.ipynb #fcd6a002
+@patch
+def collecting(
+    self: State,
+    model,  # The model that the state belongs to
+) -> State:
+    "The same state, which keeps all that is fed as vectors."
+    if (fed := self.vectors(model)) is None:
+        raise ValueError("`keep_embeds` keeps what is fed from the beginning, and this state has begun "
+                         "without it; start the run with `keep_embeds=True`.")
+    return replace(self, fed=fed)
 
 # %% ../nbs/02_rollout.ipynb #8c72f04e
 @patch

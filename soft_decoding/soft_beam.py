@@ -29,7 +29,7 @@ from .rollout import (
     Phase, State, check_model, check_plugs, check_reorder, feed_readout, forward, prompt_learner, slim_info,
     soft_rollout, text_config)
 from .soft_embed import SoftToken, mix_embeds
-from .think import Think
+from .think import Think, span_of
 from .trace import SoftTrace
 
 # %% ../nbs/05_soft_beam.ipynb #5217025b
@@ -531,7 +531,7 @@ def soft_beam_decode(
     _check_beams(config, beams, stochastic, generator, trace_k)
     check_options(soft_beam_decode, model, model_kwargs, soft_decode)
     think = bound_think(think, tokenizer)
-    check_plugs(sampling=sampling, think=think)
+    _check_policy(sampling, think)
     ends = _end_ids(config, think, embedding)
     sampling, processors = split_filters(config, logits_processor or [], sampling)
     keep, trace_k = kept_outputs(config), trace_k if config.return_dict_in_generate else 0
@@ -549,6 +549,19 @@ def soft_beam_decode(
             processors=_LogSoftmax(processors, search.n), keep=("scores", "logits", *keep), progress=progress)
     out = search.output(state, embedding)
     return out if config.return_dict_in_generate else out.sequences
+
+# %% ../nbs/05_soft_beam.ipynb #d381ce15
+def _check_policy(sampling, think):
+    "Refuse what a policy decides about the step at hand: beams ask it about candidates that are not fed yet."
+    check_plugs(sampling=sampling, think=think)
+    span = span_of(think)
+    if getattr(think, "needs_dist", False):
+        raise NotImplementedError(f"Soft beams cannot follow a {type(think).__name__}, which looks at the step's "
+                                  "logits; give them a `Think`.")
+    for name, off in dict(blend=None, then="answer").items():
+        if span is not None and (value := getattr(span, name)) != off:
+            raise NotImplementedError(f"`Think.{name}` does not work with soft beams, got {value!r}; "
+                                      "leave it out.")
 
 # %% ../nbs/05_soft_beam.ipynb #f2b1011f
 class _LogSoftmax:

@@ -155,7 +155,7 @@ def plot(
     steps: int = 24,  # How many steps at most
     ax=None,  # Matplotlib axes to draw on; None makes a figure
 ):  # Matplotlib axes
-    "The belief plot: what was fed, the likeliest on top; mixtures in blue, tokens in grey; phase and entropy below."
+    "The belief plot: what was fed, the likeliest on top; mixtures blue, tokens grey; phase and entropy."
     import matplotlib.pyplot as plt
     n = min(len(self), steps)
     probs, slot = self.probs[:n, row].float().cpu().sort(dim=-1, descending=True, stable=True)
