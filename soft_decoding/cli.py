@@ -338,7 +338,7 @@ def _value(text):
 
 # %% ../nbs/11_cli.ipynb #0dcce0ef
 def _made_recipe(o, tokenizer):
-    "The arguments of `soft_generate` that the recipe stands for, told on standard error; all of them with `--debug`."
+    "The arguments that the recipe stands for, told on standard error; all of them with `--debug`."
     from soft_decoding import Think, recipe
     if o.asked is None: return None
     span = (o.think_start, o.think_end, o.think)
@@ -545,7 +545,8 @@ def _own_markers(tokenizer, o):
     if not o.chat or named or tokenizer.chat_template is None: return None
     from soft_decoding.think import find_markers
     if (found := find_markers(tokenizer)) is None:
-        return f"no markers of reasoning in chat template or vocabulary; the first {o.think} steps of the reply are soft."
+        return ("no markers of reasoning in chat template or vocabulary; the first "
+                f"{o.think} steps of the reply are soft.")
     o.found, o.think_start, o.think_end = found, found.start, found.end
     if not o.budget: o.think = None  # the end marker closes the span
     return f"soft between {found.start!r} and {found.end!r}, as in the model's {found.where}."
@@ -882,12 +883,12 @@ def generate(
     chat: bool = False,  # Put the prompt into the chat template of the model, and think between its markers
     plot: str = None,  # Draw the beliefs into this .png, .svg or .pdf
     table: int = 24,  # Steps to print at most; 0 prints the text only (24)
-    think: int = None,  # Soft steps; 0 is ordinary decoding (3 for the shipped model, else 4, or up to an end marker)
-    think_start: str = None,  # Text that opens the soft span (the end of the prompt does; with --chat, the model's own)
-    think_end: str = None,  # Text that closes it, injected when the span is cut short (with --chat, the model's own)
+    think: int = None,  # Soft steps; 0 is ordinary decoding (3 for the shipped model, else 4, or to an end marker)
+    think_start: str = None,  # Text that opens the soft span (the prompt's end; with --chat, the model's own)
+    think_end: str = None,  # Text that closes it, injected if the span is cut short (with --chat, the model's)
     entropy_threshold: float = None,  # Cold stop: close the span when entropy stays below this many nats ...
     patience: int = None,  # ... for so many steps (256)
-    recipe: str = None,  # A published method instead of these settings, such as soft-thinking or thinkrouter,tau=.5
+    recipe: str = None,  # A published method instead of these settings: soft-thinking, or thinkrouter,tau=.5
     temperature: float = None,  # Divides the logits; 0 is greedy (1 for the shipped model, else 0.7)
     top_k: int = None,  # Mix the k likeliest tokens; 0 is off (0 for the shipped model, else 10)
     top_p: float = None,  # Mix the smallest set with this mass, 0 to 1

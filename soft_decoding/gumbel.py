@@ -343,9 +343,10 @@ class MoIMixer(Mixer):
 # %% ../nbs/04_gumbel.ipynb #0198ada4
 @patch
 def __call__(self: MoIMixer, dist: TokenDist, ctx) -> SoftToken:
-    "Draw the token, which is also the read-out; one that `read_sampling` drew is taken as it is, without a score."
+    "Draw the token, which is also the read-out; one that `read_sampling` drew is taken, without a score."
     read = getattr(ctx, "read", None)
-    if read is not None: return SoftToken(dist.mix_token(read, (1 + self.beta - self.share(dist)) / (1 + self.beta)), read)
+    own = (1 + self.beta - self.share(dist)) / (1 + self.beta)  # of the token
+    if read is not None: return SoftToken(dist.mix_token(read, own), read)
     slot = _slot(dist, getattr(ctx, "generator", None)).unsqueeze(-1)
     token = (slot if dist.ids is None else dist.ids.gather(-1, slot))[..., 0]
     return self.feed(dict(ids=dist.ids, slots=slot, token=token), dist)

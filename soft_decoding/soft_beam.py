@@ -556,11 +556,12 @@ def _check_policy(sampling, think):
     check_plugs(sampling=sampling, think=think)
     span = span_of(think)
     if getattr(think, "needs_dist", False):
-        raise NotImplementedError(f"Soft beams cannot follow a {type(think).__name__}, which looks at the step's logits; "
-                                  "give them a `Think`.")
+        raise NotImplementedError(f"Soft beams cannot follow a {type(think).__name__}, which looks at the step's "
+                                  "logits; give them a `Think`.")
     for name, off in dict(blend=None, then="answer").items():
         if span is not None and (value := getattr(span, name)) != off:
-            raise NotImplementedError(f"`Think.{name}` does not work with soft beams, got {value!r}; leave it out.")
+            raise NotImplementedError(f"`Think.{name}` does not work with soft beams, got {value!r}; "
+                                      "leave it out.")
 
 # %% ../nbs/05_soft_beam.ipynb #f2b1011f
 class _LogSoftmax:

@@ -203,10 +203,10 @@ class HiddenMixer:
     ) -> SoftToken:
         "The hidden state, read out as the plain mixer does."
         plain, fed = plain_mixer(dist, ctx), ctx.hidden
-        if fed is None: raise ValueError("`HiddenMixer` needs the step's hidden state, which the drivers ask the model for.")
+        if fed is None: raise ValueError("`HiddenMixer` needs the step's hidden state, which the drivers ask for.")
         if self.projection is not None: fed = self.projection(fed)
         like = ctx.embedding(plain.token)  # (..., d)
         if fed.shape != like.shape:
-            raise NotImplementedError(f"Hidden states of width {fed.shape[-1]} cannot be fed to an embedding of width "
-                                      f"{like.shape[-1]}; give a `projection`.")
+            raise NotImplementedError(f"Hidden states of width {fed.shape[-1]} cannot be fed to an embedding of "
+                                      f"width {like.shape[-1]}; give a `projection`.")
         return replace(plain, embeds=fed.to(like.dtype))

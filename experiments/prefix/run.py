@@ -38,8 +38,9 @@ ARMS = dict(
     prefix=("prefix tuning", lambda ids: PrefixTuningConfig(**VIRTUALS)),
     lora=("LoRA", lambda ids: lora()),
     markers_lora=("think tokens and LoRA", lambda ids: lora(trainable_token_indices=ids)),
+    front_lora=("a marker before the prompt, and LoRA", lambda ids: lora(trainable_token_indices=ids)),
 )
-RATES = dict(markers=.3, prompt=.3, p_tuning=.03, prefix=.1, lora=.03, markers_lora=.03)  # At the peak; see the README
+RATES = dict(markers=.3, prompt=.3, p_tuning=.03, prefix=.1, lora=.03, markers_lora=.03, front_lora=.03)  # At the peak; see the README
 
 
 def make_model(cfg, tokenizer, seed):
@@ -59,6 +60,11 @@ mnns.make_model = make_model  # that its runs are ours
 def marked(problems):
     "The same problems, thought between markers."
     return [replace(p, prompt=f"{p.prompt} {MARKERS[0]}", end=MARKERS[1]) for p in problems]
+
+
+def in_front(problems):
+    "The same problems after a marker, so that nothing comes between prompt and chain."
+    return [replace(p, prompt=f"{MARKERS[0]} {p.prompt}") for p in problems]
 
 
 class Rows(ChainDataset):
@@ -100,8 +106,9 @@ def run(arm, seed, base, train, heldout, rate=None):
     model = make_model(BASE, tokenizer, seed)
     model.load_state_dict(base)
     about, config = ARMS[arm]
-    ids = add_think_tokens(model, tokenizer, *MARKERS) if "markers" in arm else None
-    if ids: train, heldout = marked(train), marked(heldout)
+    ids = add_think_tokens(model, tokenizer, *MARKERS) if arm.startswith(("markers", "front")) else None
+    if arm.startswith("markers"): train, heldout = marked(train), marked(heldout)
+    if arm.startswith("front"): train, heldout = in_front(train), in_front(heldout)
     torch.manual_seed(seed)
     model = get_peft_model(model, config(ids))
     loss = fit(model, tokenizer, Rows(train, tokenizer), rate or RATES[arm], seed, STEPS // 2 if rate else STEPS)
