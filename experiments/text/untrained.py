@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from soft_decoding import (
-    GumbelMixer, Sampling, State, Think, check_answer, extract_answer, gsm8k, norm_mixer, plain_mixer, soft_generate,
+    GumbelMixer, Sampling, State, Switch, Think, check_answer, gsm8k, norm_mixer, plain_mixer, recipe, soft_generate,
     soft_rollout, svamp)
 from soft_decoding.cache import cache_name, cache_of
 
@@ -29,21 +29,28 @@ CUE, GAP = "The answer is ", "\n\n"
 
 def default(**changes): return dict(dict(temperature=1., top_k=10, top_p=None, min_p=None, mixer="plain", steps=16), **changes)
 
-ARMS = {f"greedy_{k}": dict(greedy=True, steps=k) for k in (0, 4, 16, 64)} | {f"sampled_{k}": dict(sampled=True, steps=k) for k in (16,)} | dict(
-    default=default(), temperature_03=default(temperature=.3), temperature_06=default(temperature=.6), top_k_3=default(top_k=3),
-    top_k_off=default(top_k=None), min_p_01=default(min_p=.1), norm=default(mixer="norm"), gumbel=default(mixer="gumbel"),
-    steps_4=default(steps=4), steps_64=default(steps=64))
+ARMS = {f"greedy_{k}": dict(greedy=True, steps=k) for k in (0, 4, 16, 64)} | dict(
+    sampled_16=dict(sampled=True, steps=16), default=default(), temperature_03=default(temperature=.3),
+    temperature_06=default(temperature=.6), top_k_3=default(top_k=3), top_k_off=default(top_k=None), min_p_01=default(min_p=.1),
+    norm=default(mixer="norm"), gumbel=default(mixer="gumbel"), steps_4=default(steps=4), steps_64=default(steps=64),
+    uncertain=default(switch="above"), confident=default(switch="below"))
+ARMS |= {name: dict(recipe=recipe, steps=16, changes=changes) for name, recipe, changes in (
+    ("soft_thinking", "soft-thinking", dict(scaled=True)), ("stochastic_gumbel", "stochastic-gumbel", {}),
+    ("mixture_of_inputs", "mixture-of-inputs", {}), ("swireasoning", "swireasoning", dict(scaled=True)), ("selar", "selar", {}))}
+THRESHOLD = 2.5  # Nats: about the mean entropy of the default's soft steps
 MIXERS = dict(plain=plain_mixer, norm=norm_mixer, gumbel=GumbelMixer(.5))
 
-def plugs(arm):
-    "The arguments of a rollout, and how many of its first steps are soft."
+def plugs(arm, tokenizer):
+    "The arguments of a rollout; its first steps are a span, for the model has no markers."
+    span = Think(max_tokens=0 if arm.get("greedy") or arm.get("sampled") else arm["steps"])
     if "recipe" in arm:
-        from soft_decoding import recipe
-        return recipe(arm["recipe"], **arm.get("changes", {}))
-    if arm.get("greedy"): return dict(think=Think(max_tokens=0), sampling=Sampling(0.))
-    if arm.get("sampled"): return dict(think=Think(max_tokens=0), sampling=Sampling(1., 10), do_sample=True)
+        own = {} if arm["recipe"] in ("mixture-of-inputs", "selar") else dict(think=span)
+        return dict(recipe(arm["recipe"], tokenizer, **own, **arm["changes"]))
+    if arm.get("greedy"): return dict(think=span, sampling=Sampling(0.))
+    if arm.get("sampled"): return dict(think=span, sampling=Sampling(1., 10), do_sample=True)
+    if "switch" in arm: span = Switch(THRESHOLD, arm["switch"], think=span)
     filters = {name: arm[name] for name in ("temperature", "top_k", "top_p", "min_p")}
-    return dict(think=Think(max_tokens=arm["steps"]), sampling=Sampling(**filters), mixer=MIXERS[arm["mixer"]])
+    return dict(think=span, sampling=Sampling(**filters), mixer=MIXERS[arm["mixer"]])
 
 def problems():
     "As many questions of each set, the same every time; and their gold texts."
@@ -90,8 +97,9 @@ def nats(model, tokenizer, state, texts):
 def scores(model, tokenizer, arm, batch, begun):
     "Gold solution and gold answer after the steps, for the rows of a batch."
     state, steps = copy.deepcopy(begun), arm["steps"]
-    options = plugs(arm)
-    state = State.begin(state.input_ids, state.model_kwargs, options["think"])
+    options = plugs(arm, tokenizer)
+    options.pop("stop_while_thinking", None)  # nothing stops a row here
+    state = State.begin(state.input_ids, state.model_kwargs, options.get("think"))
     generators = [torch.Generator().manual_seed(1000 * i + len(name)) for name, i, _ in batch]
     infos = []
     if steps: state, infos = soft_rollout(model, state, steps, generator=generators, trace_k=0, **options)
@@ -105,7 +113,7 @@ def replies(model, tokenizer, arm, batch):
     "Whole replies: the ids that were read out; and per soft step entropy, effective support and norm of what was fed."
     inputs = chat(tokenizer, batch)
     generators = [torch.Generator().manual_seed(1000 * i + len(name)) for name, i, _ in batch]
-    out = soft_generate(model, **inputs, **plugs(arm), generator=generators, max_new_tokens=NEW, tokenizer=tokenizer,
+    out = soft_generate(model, **inputs, **plugs(arm, tokenizer), generator=generators, max_new_tokens=NEW, tokenizer=tokenizer,
                         trace_k=0 if "greedy" in arm else 16)
     ids = out.sequences[:, inputs["input_ids"].shape[1]:].tolist()
     rows = [dict(data=name, index=i, ids=row, right=check_answer(tokenizer.decode(row, skip_special_tokens=True), p.answer))
