@@ -19,15 +19,17 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from fastcore.basics import patch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, SynthIDTextWatermarkLogitsProcessor
+from transformers import (
+    GenerationConfig, LogitsProcessorList, StoppingCriteriaList, SynthIDTextWatermarkLogitsProcessor)
 from transformers.generation.stopping_criteria import MaxLengthCriteria, MaxTimeCriteria, StopStringCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.utils import TransformersKwargs
 
 from .cache import NAMES, cache_of
 from .dist import Sampling, TokenDist
-from .rollout import (Guidance, Phase, State, check_model, check_padding, check_plugs, context_length, forward_parameters,
-                                   looked_up, soft_rollout, text_config)
+from .rollout import (
+    Guidance, Phase, State, check_model, check_padding, check_plugs, context_length, forward_parameters,
+    looked_up, soft_rollout, text_config)
 from .soft_embed import SoftToken, plain_mixer, table_size
 from .think import Think, span_of
 from .trace import SoftTrace
@@ -45,9 +47,9 @@ def _rare_filters(config):
 def split_filters(config, processors, sampling):
     "The mixing filters, and the processors that are left: no filter runs twice, and none is lost."
     if rare := _rare_filters(config):
-        if config.do_sample: return sampling or Sampling(), processors  # transformers' warpers stay, in their order
-        raise ValueError(f"`{rare[0]}` exists only with `do_sample=True`, got do_sample=False; set it, or leave "
-                         f"`{rare[0]}` out.")
+        if config.do_sample: return sampling or Sampling(), processors  # transformers' warpers stay, in order
+        raise ValueError(f"`{rare[0]}` exists only with `do_sample=True`, got do_sample=False; set it, or "
+                         f"leave `{rare[0]}` out.")
     ours = lambda p: (name := _WARPERS.get(type(p).__name__)) and getattr(p, name) == getattr(config, name)
     read = lambda name, off: None if getattr(config, name) == off else getattr(config, name)
     if sampling is None:
@@ -58,11 +60,12 @@ def split_filters(config, processors, sampling):
 def check_config(config):
     "Refuse what soft decoding would have to ignore."
     if (config.num_beams or 1) > 1:
-        raise NotImplementedError(f"`num_beams` must be 1 for soft decoding, got {config.num_beams}; for beam search, "
-                                  "call `generate` without `custom_generate`, for soft beams with `soft_beam_decode`.")
+        raise NotImplementedError(
+            f"`num_beams` must be 1 for soft decoding, got {config.num_beams}; for beam search, call "
+            "`generate` without `custom_generate`, for soft beams with `soft_beam_decode`.")
     if config.guidance_scale not in (None, 1):
-        raise NotImplementedError("`guidance_scale` runs the model a second time on token ids, which does not see the "
-                                  "mixtures; leave it out.")
+        raise NotImplementedError("`guidance_scale` runs the model a second time on token ids, which does "
+                                  "not see the mixtures; leave it out.")
     for name in ("prefill_chunk_size", "prompt_lookup_num_tokens", "penalty_alpha", "dola_layers"):
         if getattr(config, name, None):
             raise NotImplementedError(f"`{name}` does not work with soft decoding; leave it out.")
@@ -75,15 +78,19 @@ def check_options(
     *others: Callable,  # Doors whose options have no meaning here
 ):
     "Refuse what nobody would read: `generate` does not see what is bound to a callable, nor checks it."
-    own, prepared = set(inspect.signature(door).parameters), {"use_cache", "encoder_outputs", "mm_encoder_outputs"}
-    takes = {*forward_parameters(model), *inspect.signature(model.prepare_inputs_for_generation).parameters, *NAMES}
-    known = takes | prepared | set(TransformersKwargs.__annotations__)
-    for name in [name for name, value in options.items() if name not in known and value is not None]:
-        close, where = difflib.get_close_matches(name, own - takes, 1, .8), f"`{name}` is no option of `{door.__name__}`"
-        if hasattr(GenerationConfig(), name): raise TypeError(f"{where}, where it is bound, but an argument of `generate`.")
+    own = set(inspect.signature(door).parameters)
+    takes = {*forward_parameters(model), *inspect.signature(model.prepare_inputs_for_generation).parameters}
+    takes |= {*NAMES, *TransformersKwargs.__annotations__, "use_cache"}
+    takes |= {"encoder_outputs", "mm_encoder_outputs"}
+    for name in [name for name, value in options.items() if name not in takes and value is not None]:
+        where = f"`{name}` is no option of `{door.__name__}`"
+        if hasattr(GenerationConfig(), name):
+            raise TypeError(f"{where}, where it is bound, but an argument of `generate`.")
         if any(name in inspect.signature(other).parameters for other in others):
             raise TypeError(f"{where}, but of `{others[0].__name__}`; leave it out.")
-        raise TypeError(f"{where}, nor of the model; " + (f"did you mean `{close[0]}`?" if close else "leave it out."))
+        close = difflib.get_close_matches(name, own - takes, 1, .8)
+        advice = f"did you mean `{close[0]}`?" if close else "leave it out."
+        raise TypeError(f"{where}, nor of the model; {advice}")
 
 # %% ../nbs/02c_decode.ipynb #dbde19c2
 def check_ids(name, ids, embedding):
@@ -100,8 +107,9 @@ def _check_replay(replay, rows):
         raise ValueError(f"`replay` must have {rows} rows, as the prompt has, got {replay.ids.shape[1]}; "
                          "`SoftTrace.rows` picks some.")
     if not bool(replay.complete.all()):
-        raise ValueError("`replay` needs a trace that holds all that was fed, and no vectors of a mixer's own: record "
-                         f"it with a larger `trace_k` than {replay.ids.shape[-1]}, or mix fewer tokens (`top_k`).")
+        raise ValueError("`replay` needs a trace that holds all that was fed, and no vectors of a mixer's "
+                         f"own; record it with a larger `trace_k` than {replay.ids.shape[-1]}, or mix fewer "
+                         "tokens (`top_k`).")
 
 # %% ../nbs/02c_decode.ipynb #485cd9fd
 class ContextLimit:
@@ -117,22 +125,23 @@ class ContextLimit:
 
 # %% ../nbs/02c_decode.ipynb #c5a3b0f0
 def check_prompt(model, embedding, state):
-    "Raise for a prompt that cannot be decoded; the room `(b,)` it leaves in the context, or None for no limit."
+    "Raise for a prompt that cannot be decoded; the room `(b,)` it leaves in the context, None for no limit."
     ids, kwargs, embeds = state.input_ids, state.model_kwargs, state.model_kwargs.get("inputs_embeds")
     if ids.numel(): check_ids("input_ids", [int(ids.min()), int(ids.max())], embedding)
     if ids.shape[1] == 0 and (embeds is None or embeds.shape[1] == 0):
         raise ValueError("The prompt is empty: `input_ids` must hold at least one token per row.")
     mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
     if mask is not None and mask.dim() == 2 and bool((empty := mask.sum(-1) == 0).any()):
-        raise ValueError(f"The prompt of row {empty.nonzero()[0].item()} is empty: its `attention_mask` is all 0.")
+        row = empty.nonzero()[0].item()
+        raise ValueError(f"The prompt of row {row} is empty: its `attention_mask` is all 0.")
     check_padding(mask)
     if (limit := context_length(model)) is None: return None
     length = positions[:, -1] + 1 if positions is not None and positions.dim() == 2 else torch.tensor(
         [ids.shape[1] + (0 if embeds is None else embeds.shape[1])], device=ids.device)
     length = torch.where(state.done, 1, length)  # finished rows only wait
     if int(length.max()) >= limit:
-        raise ValueError(f"The prompt of {int(length.max())} tokens leaves no room in the model's context of {limit}; "
-                         "shorten it.")
+        raise ValueError(f"The prompt of {int(length.max())} tokens leaves no room in the model's context of "
+                         f"{limit}; shorten it.")
     return limit - length
 
 # %% ../nbs/02c_decode.ipynb #dd1a5de4
@@ -168,9 +177,18 @@ def filler_id(
     "The highest id that no rule is known to look for."
     taken = set(taken)
     for rule in rules:
-        if (ids := getattr(rule, "eos_token_id", None)) is not None: taken |= set(torch.as_tensor(ids).flatten().tolist())
-        if isinstance(rule, StopStringCriteria): taken |= set((rule.embedding_vec[:, :-1] > 0).any(-1).nonzero().flatten().tolist())
+        ends = getattr(rule, "eos_token_id", None)
+        if ends is not None: taken |= set(torch.as_tensor(ends).flatten().tolist())
+        if isinstance(rule, StopStringCriteria):
+            parts = (rule.embedding_vec[:, :-1] > 0).any(-1)  # (v,) of some stop string
+            taken |= set(parts.nonzero().flatten().tolist())
     return next((i for i in reversed(range(vocab_size)) if i not in taken), vocab_size)
+
+# %% ../nbs/02c_decode.ipynb #02cform3
+def _marker_ids(think):
+    "Ids of the markers of a span, if there is one and it has some."
+    span = span_of(think)
+    return [*(getattr(span, "start", None) or []), *(getattr(span, "end", None) or [])]
 
 # %% ../nbs/02c_decode.ipynb #f3217a47
 def span_filler(
@@ -185,8 +203,7 @@ def span_filler(
     rows = table_size(model.get_input_embeddings()) or text_config(model).vocab_size
     special = [getattr(config, f"_{name}_token_tensor", None) for name in ("eos", "pad", "bos")]
     ids = [i for x in special if x is not None for i in x.flatten().tolist()]
-    span = span_of(think)
-    return filler_id(rows, criteria, [*ids, *(getattr(span, "start", None) or []), *(getattr(span, "end", None) or [])])
+    return filler_id(rows, criteria, [*ids, *_marker_ids(think)])
 
 # %% ../nbs/02c_decode.ipynb #20403de5
 def stopping_limits(model, criteria, state, room, filler=None):
@@ -194,17 +211,25 @@ def stopping_limits(model, criteria, state, room, filler=None):
     lengths = [c.max_length for c in criteria if isinstance(c, MaxLengthCriteria)]
     steps = min(lengths, default=2 ** 31) - state.input_ids.shape[1]
     if (left := state.room(model)) is not None and steps > left:
-        raise ValueError(f"The static cache of this state has room for {left} more tokens, {steps} were asked for; "
-                         "lower `max_new_tokens`, or start with a larger cache.")
+        raise ValueError(f"The static cache of this state has room for {left} more tokens, {steps} were "
+                         "asked for; lower `max_new_tokens`, or start with a larger cache.")
     halt = StoppingCriteriaList(c for c in criteria if isinstance(c, MaxTimeCriteria))
-    finish = StoppingCriteriaList(c for c in criteria if not isinstance(c, (MaxLengthCriteria, MaxTimeCriteria)))
-    limit = ContextLimit(room, state.input_ids.shape[1]) if room is not None and int(room.min()) <= steps else None
+    other = (c for c in criteria if not isinstance(c, (MaxLengthCriteria, MaxTimeCriteria)))
+    finish, near = StoppingCriteriaList(other), room is not None and int(room.min()) <= steps
+    limit = ContextLimit(room, state.input_ids.shape[1]) if near else None
     if filler is not None and finish: finish = AnswerRules(finish, filler, limit)
     elif limit is not None: finish.append(limit)
     return finish or None, halt or None, steps
 
+# %% ../nbs/02c_decode.ipynb #02cform2
+def _limits(model, config, state, think, criteria, see_all):
+    "Check the prompt; what finishes a row, what only ends the rollout, and how many steps there are."
+    room = check_prompt(model, model.get_input_embeddings(), state)
+    filler = None if see_all else span_filler(model, config, state, think, criteria)
+    return stopping_limits(model, criteria, state, room, filler)
+
 # %% ../nbs/02c_decode.ipynb #f4c7b0ac
-cache_field = next(f.name for f in fields(GenerateDecoderOnlyOutput) if f.name in NAMES)  # what this release calls it
+cache_field = next(f.name for f in fields(GenerateDecoderOnlyOutput) if f.name in NAMES)  # in this release
 
 class CacheNames:
     "For outputs of `generate`: the cache under its new and its old name, without a warning."
@@ -220,10 +245,15 @@ class SoftOutput(CacheNames, GenerateDecoderOnlyOutput):
     "What `generate` returns for a causal model, with the trace and the state to go on from."
     trace: SoftTrace | None = None  # Beliefs, step by step
     state: State | None = None  # Where the rollout stopped; `soft_generate(state=...)` goes on
-    unopened: Tensor | None = None  # Rows whose think span never opened, bool `(b,)`; None: there is no policy
-    unclosed: Tensor | None = None  # Rows whose think span is still open, though something could have closed it, bool `(b,)`
+    unopened: Tensor | None = None  # Rows whose think span never opened, bool `(b,)`; None: no policy
+    unclosed: Tensor | None = None  # Rows whose span is open, though something could have closed it, `(b,)`
 
 # %% ../nbs/02c_decode.ipynb #dba2492e
+_SPANS = dict(  # field of the output -> what is said of its rows
+    unopened="never opened (`Think.start` was not said)",
+    unclosed="is still open, so that they have no answer (a budget, `Think.max_tokens`, below "
+             "`max_new_tokens` closes it; `state` goes on)")
+
 def span_report(
     state: State,  # Where the rows ended
     think: Callable | None,  # The policy that they followed; None: there is nothing to report
@@ -232,22 +262,25 @@ def span_report(
     if think is None: return {}
     inside, hides = (state.phase == Phase.THINK) | (state.phase == Phase.END), "hidden" in state.think_state
     spans = dict(unopened=state.phase == Phase.WAIT, unclosed=inside & hides)
-    told = dict(unopened="never opened (`Think.start` was not said)", unclosed="is still open, so that they have no answer (a budget, "
-                "`Think.max_tokens`, below `max_new_tokens` closes it; `state` goes on)")
-    if getattr(span_of(think), "max_tokens", None) == 0: told.pop("unopened")  # nothing was to be soft
-    parts = [f"of {n} of {len(inside)} rows {words}" for name, words in told.items() if (n := int(spans[name].sum()))]
+    counts = {name: int(rows.sum()) for name, rows in spans.items()}
+    if getattr(span_of(think), "max_tokens", None) == 0: counts["unopened"] = 0  # nothing was to be soft
+    parts = [f"of {n} of {len(inside)} rows {_SPANS[name]}" for name, n in counts.items() if n]
     if parts: warnings.warn("The think span " + ", and ".join(parts) + ".", stacklevel=2)
     return spans
 
 # %% ../nbs/02c_decode.ipynb #5d2e162c
-def _output(state, infos, embedding, keep, spans):
-    "The output of `generate`, with the trace and the state."
+def _output(model, config, state, infos, think, moved):
+    "What `generate` returns: the ids, or everything, with the trace and the state."
+    spans = span_report(state, think)
+    if not config.return_dict_in_generate: return state.input_ids
     pick = lambda info, name: getattr(info, name) if name in ("scores", "logits") else info.outputs.get(name)
-    columns = {name: tuple(pick(info, name) for info in infos) for name in keep}
-    traced = infos and infos[0].belief is not None
-    trace = SoftTrace.from_infos(infos, embedding, start=state.step - len(infos)) if traced else None
-    return SoftOutput(sequences=state.input_ids, trace=trace, state=state, **columns, **spans,
-                      **{cache_field: cache_of(state.model_kwargs)})
+    columns = {name: tuple(pick(info, name) for info in infos) for name in kept_outputs(config)}
+    columns |= {cache_field: cache_of(state.model_kwargs)}
+    traced, start = infos and infos[0].belief is not None, state.step - len(infos)
+    trace = SoftTrace.from_infos(infos, model.get_input_embeddings(), start=start) if traced else None
+    out = SoftOutput(sequences=state.input_ids, trace=trace, state=state, **columns, **spans)
+    out.decoder = Decoder(model, moved)
+    return out
 
 # %% ../nbs/02c_decode.ipynb #d010c81d
 class Decoder:
@@ -287,9 +320,9 @@ def soft_decode(
     stopping_criteria=None,  # As `generate` made them
     generation_config=None,  # As `generate` made it
     *,
-    sampling: Callable | None = None,  # Mixing filters; None: from the generation config, whatever `do_sample` says
+    sampling: Callable | None = None,  # Mixing filters; None: those of the config, whatever `do_sample` says
     answer_sampling: Callable | None = None,  # Filters of discrete steps; None: as `sampling`
-    read_sampling: Callable | None = None,  # Filters of the read-outs of soft steps; None: the mixer reads out
+    read_sampling: Callable | None = None,  # Filters of soft steps' read-outs; None: the mixer reads out
     mixer: Callable = plain_mixer,  # Distribution -> soft token
     think: Think | None = None,  # Where to be soft; None: everywhere
     snap: int | None = None,  # Bits of the grid that fed weights are rounded to; None is off
@@ -297,8 +330,8 @@ def soft_decode(
     guidance: Guidance | None = None,  # Ground truth to be led by
     select: Callable | None = None,  # `(state, info) -> state` after each step
     replay: SoftTrace | None = None,  # A trace to feed again
-    stop_while_thinking: bool = False,  # Whether stopping rules see and count what is read out in a span that can close
-    state: State | None = None,  # Where to go on: from the ids with which it began, or from all of its own, and more to append
+    stop_while_thinking: bool = False,  # Whether stopping rules see the read-outs of a span that can close
+    state: State | None = None,  # Where to go on; `input_ids` are then its own, or its own and more to append
     streamer=None,  # Bind it with `functools.partial`: `generate` does not pass it on
     vocab_size: int | None = None,  # Ids from here on have no token, and no share; None: all have
     trace_k: int = 16,  # Entries of each belief to keep
@@ -311,41 +344,36 @@ def soft_decode(
     if not hasattr(generation_config, "_pad_token_tensor"): return through_generate(soft_decode, locals())
     stream, config = streamer if isinstance(streamer, _Stream) else _Stream(streamer), generation_config
     try:
-        embedding, think = check_model(model), bound_think(think, None)
-        check_options(soft_decode, model, model_kwargs)
-        check_plugs(sampling=sampling, mixer=mixer, answer_sampling=answer_sampling, read_sampling=read_sampling, think=think)
-        _check_call(config, think, embedding, trace_k)
+        think = bound_think(think, None)
+        _check_call(model, config, model_kwargs, trace_k, sampling=sampling, mixer=mixer, think=think,
+                    answer_sampling=answer_sampling, read_sampling=read_sampling)
         sampling, processors = split_filters(config, logits_processor or [], sampling)
         with eval_mode(model):
             with torch.set_grad_enabled(grad):  # of a learned prompt
-                state = _begin(model, input_ids, model_kwargs, state, think, vocab_size)
-            if keep_embeds: state = state.collecting(model)
+                state = _begin(model, input_ids, model_kwargs, state, think, vocab_size, keep_embeds)
             if replay is not None: _check_replay(replay, len(state.input_ids))
-            rules, room = stopping_criteria or [], check_prompt(model, embedding, state)
-            filler = None if stop_while_thinking else span_filler(model, config, state, think, rules)
-            stopping, halt, steps = stopping_limits(model, rules, state, room, filler)
+            rules = stopping_criteria or []
+            stopping, halt, steps = _limits(model, config, state, think, rules, stop_while_thinking)
             catch_up(processors, state)
             stream.put(state.input_ids)
-            keep, traced = kept_outputs(config), config.return_dict_in_generate or select is not None
+            traced = config.return_dict_in_generate or select is not None
             state, infos = soft_rollout(
-                model, state, steps, sampling=sampling, mixer=mixer, think=think, answer_sampling=answer_sampling, read_sampling=read_sampling,
-                guidance=guidance, select=select, grad=grad, do_sample=bool(config.do_sample), generator=generator,
-                snap=snap, replay=replay, processors=processors or None, stopping=stopping, halt=halt,
-                pad_token_id=_pad_id(config), trace_k=trace_k if traced else 0, keep=keep,
-                on_token=stream.put, progress=progress)
+                model, state, steps, sampling=sampling, mixer=mixer, think=think, guidance=guidance,
+                answer_sampling=answer_sampling, read_sampling=read_sampling, select=select, grad=grad,
+                generator=generator, do_sample=bool(config.do_sample), snap=snap, replay=replay,
+                processors=processors or None, stopping=stopping, halt=halt, pad_token_id=_pad_id(config),
+                trace_k=trace_k if traced else 0, keep=kept_outputs(config), on_token=stream.put,
+                progress=progress)
     finally: stream.end()
-    spans = span_report(state, think)
-    if not config.return_dict_in_generate: return state.input_ids
-    out = _output(state, infos, embedding, keep, spans)
-    out.decoder = Decoder(model, moved=select is not None)
-    return out
+    return _output(model, config, state, infos, think, moved=select is not None)
 
 # %% ../nbs/02c_decode.ipynb #5e48dcb3
 def kept_outputs(
     config,  # A generation config
 ) -> list[str]:
     "What `generate` was asked to keep of every step."
-    return [n for n in ("scores", "logits", "hidden_states", "attentions") if getattr(config, f"output_{n}", False)]
+    kept = "scores", "logits", "hidden_states", "attentions"
+    return [name for name in kept if getattr(config, f"output_{name}", False)]
 
 # %% ../nbs/02c_decode.ipynb #de3b48d1
 def _pad_id(config):
@@ -353,10 +381,13 @@ def _pad_id(config):
     return None if config._pad_token_tensor is None else int(config._pad_token_tensor)
 
 # %% ../nbs/02c_decode.ipynb #9a285c0f
-def _check_call(config, think, embedding, trace_k):
+def _check_call(model, config, options, trace_k, **plugs):
     "Refuse values that soft decoding would have to ignore, or could not use."
+    embedding = check_model(model)
+    check_options(soft_decode, model, options)
+    check_plugs(**plugs)
     check_config(config)
-    if (span := span_of(think)) is not None: check_ids("Think", [*(span.start or []), *(span.end or [])], embedding)
+    check_ids("Think", _marker_ids(plugs["think"]), embedding)
     if trace_k < 0: raise ValueError(f"`trace_k` must be at least 0 (0 keeps no trace), got {trace_k}.")
 
 # %% ../nbs/02c_decode.ipynb #fc08810d
@@ -371,24 +402,32 @@ def through_generate(
 ) -> "SoftOutput | Tensor":
     "Call `generate` with the door as its decoder; what `generate` drops on the way is bound."
     own = {p.name for p in inspect.signature(door).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    bound, rest = {k: given[k] for k in own}, {k: v for k, v in given.items() if k not in own | {"model", "model_kwargs"}}
-    rest = {k: v for k, v in {**rest, **given["model_kwargs"]}.items() if v is not None}
+    bound, others = {k: given[k] for k in own}, given.keys() - own - {"model", "model_kwargs"}
+    rest = {k: v for k, v in ({k: given[k] for k in others} | given["model_kwargs"]).items() if v is not None}
     tokenizer, stops = rest.pop("tokenizer", None) or bound.get("tokenizer"), rest.pop("stop_strings", None)
     bound["think"] = bound_think(given["think"], tokenizer)
-    rest["stopping_criteria"] = _user_criteria(rest.get("stopping_criteria"), stops, rest.get("generation_config"), tokenizer)
+    criteria, config = rest.get("stopping_criteria"), rest.get("generation_config")
+    rest["stopping_criteria"] = _user_criteria(criteria, stops, config, tokenizer)
     return given["model"].generate(**rest, custom_generate=partial(door, **bound))
 
 # %% ../nbs/02c_decode.ipynb #0779ac28
-def _begin(model, input_ids, model_kwargs, state, think, vocab_size):
+def _begin(model, input_ids, model_kwargs, state, think, vocab_size, keep_embeds):
     "A state at the prompt, or the given one with the new ids appended."
-    if state is None: return replace(State.begin(input_ids, model_kwargs, think, model), vocab_size=vocab_size)
+    if state is None: begun = State.begin(input_ids, model_kwargs, think, model)
+    else: begun, vocab_size = _go_on(model, input_ids, state, think), vocab_size or state.vocab_size
+    begun = replace(begun, vocab_size=vocab_size)
+    return begun.collecting(model) if keep_embeds else begun
+
+# %% ../nbs/02c_decode.ipynb #02cform1
+def _go_on(model, input_ids, state, think):
+    "The given state with the new ids appended, if there are any."
     new = _new_ids(input_ids, state)
     if new.shape[1] == 0 and bool(state.think_state) != hasattr(think, "start_rows"):
-        raise ValueError("`think` must be given when a run starts and whenever it goes on, or never; this state was "
-                         f"started {'with' if state.think_state else 'without'} it.")
+        raise ValueError("`think` must be given when a run starts and whenever it goes on, or never; this "
+                         f"state was started {'with' if state.think_state else 'without'} it.")
     _check_fresh(model, state)
-    if new.shape[1]: state = _still_hidden(_room_for(model, state, new.shape[1]).extend(model, new, think), state)
-    return replace(state, vocab_size=vocab_size or state.vocab_size)
+    if new.shape[1] == 0: return state
+    return _still_hidden(_room_for(model, state, new.shape[1]).extend(model, new, think), state)
 
 # %% ../nbs/02c_decode.ipynb #b172e6e5
 def _new_ids(input_ids, state):
@@ -396,8 +435,8 @@ def _new_ids(input_ids, state):
     known, began = state.input_ids, state.began
     if began is not None and torch.equal(input_ids, known[:, :began]): return input_ids[:, :0]
     if input_ids.shape[1] < known.shape[1] or not torch.equal(input_ids[:, :known.shape[1]], known):
-        raise ValueError("`state` goes on from its own `input_ids`, and the given ids do not begin with them; leave them "
-                         "out, or give only new tokens to `soft_generate`.")
+        raise ValueError("`state` goes on from its own `input_ids`, and the given ids do not begin with "
+                         "them; leave them out, or give only new tokens to `soft_generate`.")
     return input_ids[:, known.shape[1]:]
 
 # %% ../nbs/02c_decode.ipynb #88919c63
@@ -410,9 +449,10 @@ def _still_hidden(new, old):
 # %% ../nbs/02c_decode.ipynb #e4a71ad1
 def catch_up(processors, state):
     "A watermark counts on from the last token that it saw: let it see those of the calls before."
-    began = state.input_ids.shape[1] if state.began is None else state.began
+    ids, began = state.input_ids, state.input_ids.shape[1] if state.began is None else state.began
     for p in [p for p in processors if isinstance(p, SynthIDTextWatermarkLogitsProcessor)]:
-        for n in range(began, state.input_ids.shape[1]): p(state.input_ids[:, :n], torch.zeros(len(state.input_ids), 1, device=p.device))
+        scores = torch.zeros(len(ids), 1, device=p.device)
+        for n in range(began, ids.shape[1]): p(ids[:, :n], scores)
 
 # %% ../nbs/02c_decode.ipynb #1248fa55
 def _check_fresh(model, state):
@@ -420,14 +460,15 @@ def _check_fresh(model, state):
     known = state.model_kwargs.get("position_ids")
     if known is None or state.history is not None: return
     if state.past() > known.shape[-1] - 1:
-        raise ValueError("This `state` was continued before, and its cache has moved on; go on from the newer state.")
+        raise ValueError("This `state` was continued before, and its cache has moved on; go on from the "
+                         "newer state.")
 
 # %% ../nbs/02c_decode.ipynb #c6a511f0
 def _room_for(model, state, new):
     "The state, if its cache can take in `new` more tokens and the pending one."
     if (left := state.room(model)) is not None and new >= left:
-        raise ValueError(f"The static cache of this state has room for {left} more tokens, {new + 1} are to be fed; start "
-                         "with a larger cache.")
+        raise ValueError(f"The static cache of this state has room for {left} more tokens, {new + 1} are to "
+                         "be fed; start with a larger cache.")
     return state
 
 # %% ../nbs/02c_decode.ipynb #7febcef6
@@ -442,7 +483,7 @@ def soft_generate(
     min_p: float | None = None,  # Mix tokens at least this likely relative to the likeliest; None is off
     sampling: Callable | None = None,  # A Sampling (or a learned one) instead of the four above
     answer_sampling: Callable | None = None,  # Filters of discrete steps; None: as the mixing filters
-    read_sampling: Callable | None = None,  # Filters of the read-outs of soft steps; None: the mixer reads out
+    read_sampling: Callable | None = None,  # Filters of soft steps' read-outs; None: the mixer reads out
     mixer: Callable = plain_mixer,  # Distribution -> soft token
     think: Think | None = None,  # Where to be soft; None: everywhere
     snap: int | None = None,  # Bits of the grid that fed weights are rounded to; None is off
@@ -454,7 +495,7 @@ def soft_generate(
     tokenizer=None,  # For `stop_strings`, text in `think`, and text in the trace
     generation_config=None,  # A `GenerationConfig` of one's own; explicit arguments go before it
     stopping_criteria=None,  # More rules that finish rows
-    stop_while_thinking: bool = False,  # Whether stopping rules see and count what is read out in a span that can close
+    stop_while_thinking: bool = False,  # Whether stopping rules see the read-outs of a span that can close
     state: State | None = None,  # `out.state` of an earlier call, to go on from
     replay: SoftTrace | None = None,  # A trace to feed again
     trace_k: int = 16,  # Entries of each belief to keep
@@ -464,7 +505,7 @@ def soft_generate(
     grad: bool = False,  # Keep the graph
     progress: bool = False,  # Show a progress bar
     return_dict_in_generate: bool = True,  # False returns the ids alone
-    **kwargs,  # Of `generate`: `repetition_penalty`, `logits_processor`, `cache_implementation`, `inputs_embeds`, ...
+    **kwargs,  # Of `generate`: `repetition_penalty`, `logits_processor`, `inputs_embeds`, ...
 ) -> SoftOutput:  # `sequences`, `trace`, `state`, and the fields of transformers' output
     "Decode softly: `generate` with mixtures fed back."
     stream, model = _Stream(streamer), unwrap(model)
@@ -472,18 +513,22 @@ def soft_generate(
         check_model(model)
         named = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         sampling = _user_sampling(sampling, generation_config, named)
-        config, kwargs, unset = _user_config(model, generation_config, dict(
-            kwargs, do_sample=do_sample, max_new_tokens=max_new_tokens, return_dict_in_generate=return_dict_in_generate))
+        settings = dict(kwargs, do_sample=do_sample, max_new_tokens=max_new_tokens,
+                        return_dict_in_generate=return_dict_in_generate)
+        config, kwargs, unset = _user_config(model, generation_config, settings)
         if state is not None and input_ids is None: _count_on(config, state, model.generation_config)
-        if _rare_filters(config): config.update(**_in_config_words(sampling, _rare_filters(config)[0])); sampling = None
+        if rare := _rare_filters(config):  # they run among transformers' warpers, and so must ours
+            config.update(**_in_config_words(sampling, rare[0])); sampling = None
         criteria = _user_criteria(stopping_criteria, stop_strings, generation_config, tokenizer)
-        decode = partial(soft_decode, sampling=sampling, answer_sampling=answer_sampling, read_sampling=read_sampling, mixer=mixer,
-                         snap=snap, think=bound_think(think, tokenizer), generator=generator, streamer=stream,
-                         guidance=guidance, select=select, replay=replay, state=state, trace_k=trace_k, keep_embeds=keep_embeds, grad=grad,
-                         stop_while_thinking=stop_while_thinking, progress=progress, vocab_size=_vocab_size(model, tokenizer))
+        decode = partial(
+            soft_decode, sampling=sampling, answer_sampling=answer_sampling, read_sampling=read_sampling,
+            mixer=mixer, snap=snap, think=bound_think(think, tokenizer), generator=generator, streamer=stream,
+            guidance=guidance, select=select, replay=replay, state=state, trace_k=trace_k,
+            keep_embeds=keep_embeds, grad=grad, stop_while_thinking=stop_while_thinking, progress=progress,
+            vocab_size=_vocab_size(model, tokenizer))
         prompt = _user_prompt(model, input_ids, attention_mask, state, kwargs)
-        out = _generate(model, config, **prompt, **_in_kwargs(config, generation_config, model.generation_config, unset),
-                        stopping_criteria=criteria, custom_generate=decode, **kwargs)
+        prompt |= _in_kwargs(config, generation_config, model.generation_config, unset)
+        out = _generate(model, config, **prompt, stopping_criteria=criteria, custom_generate=decode, **kwargs)
     finally: stream.end()
     if isinstance(out, SoftOutput) and out.trace is not None: out.trace.tokenizer = tokenizer
     return out
@@ -492,22 +537,24 @@ def soft_generate(
 def unwrap(
     model,  # A model, perhaps in wrappers
 ) -> nn.Module:  # Of transformers, or of peft
-    "The model inside: wrappers of torch and accelerate, and modules that cannot generate but hold a model as `model`."
+    "The model inside wrappers of torch and accelerate, and modules that only hold a model as `model`."
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     inner = dict(model.named_children()).get("model") if isinstance(model, nn.Module) else None
-    own = hasattr(type(model), "prepare_inputs_for_generation") or hasattr(type(model), "get_base_model")
-    return model if own or inner is None or not hasattr(inner, "prepare_inputs_for_generation") else unwrap(inner)
+    own = any(hasattr(type(model), name) for name in ("prepare_inputs_for_generation", "get_base_model"))
+    if own: return model
+    return unwrap(inner) if hasattr(inner, "prepare_inputs_for_generation") else model
 
 # %% ../nbs/02c_decode.ipynb #118bb4ce
 def _generate(model, config, **kwargs):
-    "`generate` with our decoder; some families generate in a way of their own, and know no `custom_generate`."
+    "`generate` with our decoder; some families have a `generate` of their own, without `custom_generate`."
     try: out, cause = model.generate(**kwargs), None
     except ValueError as e:
         if "custom_generate" not in str(e): raise
         out, cause = None, e
     if isinstance(out, SoftOutput) or not config.return_dict_in_generate and cause is None: return out
-    raise NotImplementedError(f"The `generate` of {type(model).__name__} is its own and takes no `custom_generate`, so it cannot be "
-                              "decoded softly; use `soft_rollout`, or plain `generate`.") from cause
+    raise NotImplementedError(
+        f"The `generate` of {type(model).__name__} is its own and takes no `custom_generate`, so it cannot "
+        "be decoded softly; use `soft_rollout`, or plain `generate`.") from cause
 
 # %% ../nbs/02c_decode.ipynb #904ff872
 def _user_sampling(sampling, config, named):
@@ -517,42 +564,48 @@ def _user_sampling(sampling, config, named):
         raise ValueError(f"`sampling` and `{given[0]}` say the same thing twice; give one of them.")
     if sampling is not None: return sampling
     off = dict(temperature=1., top_k=0, top_p=1., min_p=0.)
-    value = lambda name: getattr(config, name, None) if named[name] is None else named[name]
-    return Sampling(**{name: None if named[name] is None and value(name) == off[name] else value(name) for name in off})
+    own = {name: getattr(config, name, None) for name in off}
+    own = {name: None if value == off[name] else value for name, value in own.items()}
+    return Sampling(**own | {name: named[name] for name in given})
 
 # %% ../nbs/02c_decode.ipynb #402542b3
 def _in_config_words(sampling, rare):
     "`sampling` in the words of a generation config, where transformers' own warpers have to run."
-    if type(sampling) is not Sampling or sampling.temperature == 0 or sampling.temperature_last or sampling.mass is not None:
-        raise ValueError(f"`{rare}` runs among transformers' own warpers, which do not know {sampling}; leave one of them out.")
+    plain = type(sampling) is Sampling and not sampling.temperature_last and sampling.mass is None
+    if not plain or sampling.temperature == 0:
+        raise ValueError(f"`{rare}` runs among transformers' own warpers, which do not know {sampling}; "
+                         "leave one of them out.")
     return dict(temperature=sampling.temperature or 1., top_k=sampling.top_k or 0,
                 top_p=1. if sampling.top_p is None else sampling.top_p, min_p=sampling.min_p or 0.)
 
 # %% ../nbs/02c_decode.ipynb #f8fb9fc1
+_OFF = dict(temperature=1., top_k=0, top_p=1., min_p=None, stop_strings=None) | _RARE  # field -> what is off
+
 def _user_config(model, given, kwargs):
-    "A generation config in which the checkpoint's own sampling settings are off, and what is left for `generate`."
+    "A generation config without the checkpoint's own sampling settings, and what is left for `generate`."
     if kwargs.pop("assistant_model", None) is not None:
         raise NotImplementedError("`assistant_model` does not work with soft decoding; leave it out.")
     own, config = model.generation_config, copy.deepcopy(given or model.generation_config)
     if kwargs["do_sample"] is None: kwargs["do_sample"] = bool(given is not None and given.do_sample)
     if kwargs["max_new_tokens"] is None: kwargs.pop("max_new_tokens")
-    # without `do_sample`, transformers makes no warpers and warns of settings for them
-    off = dict(temperature=1., top_k=0, top_p=1.) if kwargs["do_sample"] else dict.fromkeys(("temperature", "top_k", "top_p"))
-    rare = {name: value if given is None else getattr(given, name, value) for name, value in _RARE.items()}
-    for name, value in dict(off, min_p=None, stop_strings=None, **rare).items(): setattr(config, name, value)
+    for name, off in _OFF.items():  # without `do_sample`, transformers warns of settings for warpers
+        if name in ("temperature", "top_k", "top_p") and not kwargs["do_sample"]: off = None
+        setattr(config, name, getattr(given if name in _RARE else None, name, off))
     explicit = {name for name, value in kwargs.items() if value is None}
     kwargs = config.update(**kwargs)
-    unset = {name: None for name in {*off, "min_p", "stop_strings", "top_h"} | explicit  # or the checkpoint's come back in
+    # transformers fills each None of a config from the checkpoint's, unless it is an argument, too
+    unset = {name: None for name in _OFF.keys() | explicit
              if getattr(config, name, None) is None and getattr(own, name, None) is not None}
     return config, kwargs, unset
 
 # %% ../nbs/02c_decode.ipynb #0fe5e9a5
 def _in_kwargs(config, given, own, unset):
-    "A config as arguments, for `generate` fills what a config leaves open with the checkpoint's, and takes arguments beside one with a warning."
-    default = GenerationConfig()
-    values = {name: value for name, value in vars(config).items() if name[0] != "_" and name != "transformers_version"}
-    if not all(hasattr(default, name) for name in values): return dict(generation_config=config, **unset)  # it has entries of its own
-    if given is None: return {name: value for name, value in values.items() if value != getattr(own, name, None)}
+    "A config as arguments: beside one, `generate` warns of them, and it fills a config's gaps itself."
+    default, skip = GenerationConfig(), "transformers_version"
+    values = {name: value for name, value in vars(config).items() if name[0] != "_" and name != skip}
+    if not all(hasattr(default, name) for name in values):  # it has entries of its own
+        return dict(generation_config=config, **unset)
+    if given is None: return {name: v for name, v in values.items() if v != getattr(own, name, None)}
     return {name: value for name, value in values.items() if value is not None} | unset
 
 # %% ../nbs/02c_decode.ipynb #9ab605cb
@@ -566,7 +619,7 @@ def _user_criteria(criteria, stop_strings, config, tokenizer):
 
 # %% ../nbs/02c_decode.ipynb #6e39e8dc
 def _vocab_size(model, tokenizer):
-    "One more than the largest id with a token, where the table has padding rows behind it; None for no such rows."
+    "One more than the largest id with a token, if the table has padding rows behind it; else None."
     rows = table_size(model.get_input_embeddings())
     if tokenizer is None or rows is None or len(tokenizer) >= rows: return None
     return max(tokenizer.get_vocab().values()) + 1
@@ -575,36 +628,42 @@ def _vocab_size(model, tokenizer):
 def _user_prompt(model, input_ids, attention_mask, state, kwargs):
     "The prompt as `generate` takes it."
     if state is not None:
-        if attention_mask is not None: raise ValueError("`state` has its own attention mask; leave `attention_mask` out.")
-        if input_ids is not None and len(input_ids) != len(state.input_ids):
-            raise ValueError(f"`input_ids` must have {len(state.input_ids)} rows, as `state` has, got {len(input_ids)}.")
+        if attention_mask is not None:
+            raise ValueError("`state` has its own attention mask; leave `attention_mask` out.")
+        if input_ids is not None and len(input_ids) != (rows := len(state.input_ids)):
+            raise ValueError(f"`input_ids` must have {rows} rows, as `state` has, got {len(input_ids)}.")
         prompt = _known_prompt(state, input_ids)
         return prompt if "attention_mask" in forward_parameters(model) else dict(prompt, attention_mask=None)
     if input_ids is None and kwargs.get("inputs_embeds") is None:
         raise ValueError("`soft_generate` needs `input_ids`, `inputs_embeds` or `state`.")
     if input_ids is not None and not (isinstance(input_ids, Tensor) and input_ids.dim() == 2):
         given = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
-        raise ValueError(f"`input_ids` must be a tensor `(b, t)`, got {given}; a tokenizer returns one with `return_tensors='pt'`.")
+        raise ValueError(f"`input_ids` must be a tensor `(b, t)`, got {given}; a tokenizer returns one with "
+                         "`return_tensors='pt'`.")
     if input_ids is not None and input_ids.shape[1] == 0:
         raise ValueError("The prompt is empty: `input_ids` must hold at least one token per row.")
-    return {k: v for k, v in dict(input_ids=input_ids, attention_mask=attention_mask).items() if v is not None}
+    prompt = dict(input_ids=input_ids, attention_mask=attention_mask)
+    return {name: value for name, value in prompt.items() if value is not None}
 
 # %% ../nbs/02c_decode.ipynb #f2b9369a
 def _known_prompt(state, new):
-    "The prompt with which a run began, and its mask; with `new` ids, everything up to them, and they begin another."
+    "The prompt with which a run began, and its mask; `new` ids begin another run, behind everything so far."
     began = state.input_ids.shape[1] if state.began is None else state.began
     embeds, mask = state.model_kwargs.get("inputs_embeds"), state.model_kwargs.get("attention_mask")
     ids = state.input_ids[:, :began] if new is None else torch.cat([state.input_ids, new], 1)
     if mask is None or mask.dim() != 2: mask = torch.ones_like(state.input_ids)
-    if ids.shape[1] == 0 and embeds is not None: return dict(inputs_embeds=embeds, attention_mask=mask[:, :embeds.shape[1]])
-    own = mask[:, mask.shape[1] - state.input_ids.shape[1]:]  # without a prompt that was given as vectors
-    return dict(input_ids=ids, attention_mask=nn.functional.pad(own, (0, ids.shape[1] - own.shape[1]), value=1))
+    if ids.shape[1] == 0 and embeds is not None:
+        return dict(inputs_embeds=embeds, attention_mask=mask[:, :embeds.shape[1]])
+    mask = mask[:, mask.shape[1] - state.input_ids.shape[1]:]  # without a prompt that was given as vectors
+    mask = nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
+    return dict(input_ids=ids, attention_mask=mask)
 
 # %% ../nbs/02c_decode.ipynb #384f39ef
 def _count_on(config, state, own):
     "The length of a run that goes on, counted from where it began."
     grown = 0 if state.began is None else state.input_ids.shape[1] - state.began
-    if config.max_new_tokens is None and (config.max_length or own.max_length) is None: config.max_new_tokens = 20  # as `generate`
+    if config.max_new_tokens is None and (config.max_length or own.max_length) is None:
+        config.max_new_tokens = 20  # as `generate`
     if config.max_new_tokens is not None: config.max_new_tokens += grown
 
 # %% ../nbs/02c_decode.ipynb #11fadd2a
@@ -655,8 +714,8 @@ def _kept_positions(state, vectors):
     mask, (b, t) = state.model_kwargs.get("attention_mask"), vectors.shape[:2]
     keep = torch.ones(b, t, dtype=torch.bool, device=vectors.device) if mask is None else mask > 0
     if keep.shape != (b, t):
-        raise NotImplementedError(f"`prompt_embeds` has vectors for {t} of {keep.shape[-1]} positions: the others "
-                                  "lie in a cache only (prefix tuning, or a cached prompt); go on here, from "
-                                  "`state`.")
+        raise NotImplementedError(
+            f"`prompt_embeds` has vectors for {t} of {keep.shape[-1]} positions: the others lie in a cache "
+            "only (prefix tuning, or a cached prompt); go on here, from `state`.")
     if state.waited is None: return keep
     return keep & (torch.arange(t, device=keep.device) < t - state.waited[:, None])
