@@ -47,7 +47,7 @@ def _rare_filters(config):
 def split_filters(config, processors, sampling):
     "The mixing filters, and the processors that are left: no filter runs twice, and none is lost."
     if rare := _rare_filters(config):
-        if config.do_sample: return sampling or Sampling(), processors  # transformers' warpers stay, in order
+        if config.do_sample: return sampling or Sampling(), processors  # their warpers stay
         raise ValueError(f"`{rare[0]}` exists only with `do_sample=True`, got do_sample=False; set it, or "
                          f"leave `{rare[0]}` out.")
     ours = lambda p: (name := _WARPERS.get(type(p).__name__)) and getattr(p, name) == getattr(config, name)
