@@ -129,7 +129,7 @@ if __name__ == '__main__':
     parser.add_argument('folder', help='the built site: what `tools/pages.py html` wrote, or Quarto')
     parser.add_argument('--shots', type=Path, help='write screenshots there instead')
     parser.add_argument('--pages', nargs='*', help='for the screenshots, by their path in the folder, with #anchor or without')
-    parser.add_argument('--timeout', type=int, default=60, help='seconds for one theme')
+    parser.add_argument('--timeout', type=int, default=300, help='seconds for one theme')
     args = parser.parse_args()
     if not browser(): sys.exit(print('skipped: no Chromium here (on Debian: apt-get install chromium)'))
     if args.shots: sys.exit(screenshots(serve(args.folder), args.pages, args.shots))
