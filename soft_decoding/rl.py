@@ -125,6 +125,8 @@ def _fed_logits(model, draws, mixer, sampling):
     return forward(model, replace(state, soft=replace(state.soft, embeds=embeds)))[0]
 
 # %% ../nbs/08_rl.ipynb #ec87d610
+#| code-fold: true
+#| code-summary: "Vectors rebuilt in passes"
 def _rebuilt_logits(model, draws, mixer, sampling):
     "Logits `(b, t, v)` with the weights of soft steps made anew in the graph; a pass for each soft step."
     state = State.everywhere(model, draws.input_ids, draws.attention_mask)
@@ -143,11 +145,12 @@ def _rebuilt_logits(model, draws, mixer, sampling):
 def _check_scored(mixer, sampling, answer_sampling):
     "Refuse what has no density, or filters that would choose anew."
     if not isinstance(mixer, Mixer):
-        raise TypeError(f"`mixer` must be one with a density (`GumbelMixer`, `KSampleMixer`, ...), got {mixer!r}.")
+        raise TypeError("`mixer` must be one with a density (`GumbelMixer`, `KSampleMixer`, ...), "
+                        f"got {mixer!r}.")
     for name in ("top_k", "top_p", "min_p", "mass"):
         if getattr(answer_sampling, name) is not None:
-            raise ValueError("`answer_sampling` must not filter, or its tokens could have no probability after an "
-                             f"update; got {name}={getattr(answer_sampling, name)}.")
+            raise ValueError("`answer_sampling` must not filter, or its tokens could have no "
+                             f"probability after an update; got {name}={getattr(answer_sampling, name)}.")
     if sampling.mass is not None:
         raise ValueError("`sampling.mass` gives every step a width of its own; use `top_k`.")
 
