@@ -125,8 +125,6 @@ def _fed_logits(model, draws, mixer, sampling):
     return forward(model, replace(state, soft=replace(state.soft, embeds=embeds)))[0]
 
 # %% ../nbs/08_rl.ipynb #ec87d610
-#| code-fold: true
-#| code-summary: "Vectors rebuilt in passes"
 def _rebuilt_logits(model, draws, mixer, sampling):
     "Logits `(b, t, v)` with the weights of soft steps made anew in the graph; a pass for each soft step."
     state = State.everywhere(model, draws.input_ids, draws.attention_mask)
