@@ -41,6 +41,7 @@ def map(
     parts = (getattr(self, field.name) for field in fields(self))
     return Draws(*(x.map(f) if hasattr(x, "map") else f(x) for x in parts))
 
+# %% ../nbs/08_rl.ipynb #08rowsm0
 @patch
 def rows(
     self: Draws,
