@@ -41,6 +41,7 @@ def map(
     parts = (getattr(self, field.name) for field in fields(self))
     return Draws(*(x.map(f) if hasattr(x, "map") else f(x) for x in parts))
 
+# %% ../nbs/08_rl.ipynb #08rowsm0
 @patch
 def rows(
     self: Draws,
@@ -143,11 +144,12 @@ def _rebuilt_logits(model, draws, mixer, sampling):
 def _check_scored(mixer, sampling, answer_sampling):
     "Refuse what has no density, or filters that would choose anew."
     if not isinstance(mixer, Mixer):
-        raise TypeError(f"`mixer` must be one with a density (`GumbelMixer`, `KSampleMixer`, ...), got {mixer!r}.")
+        raise TypeError("`mixer` must be one with a density (`GumbelMixer`, `KSampleMixer`, ...), "
+                        f"got {mixer!r}.")
     for name in ("top_k", "top_p", "min_p", "mass"):
         if getattr(answer_sampling, name) is not None:
-            raise ValueError("`answer_sampling` must not filter, or its tokens could have no probability after an "
-                             f"update; got {name}={getattr(answer_sampling, name)}.")
+            raise ValueError("`answer_sampling` must not filter, or its tokens could have no "
+                             f"probability after an update; got {name}={getattr(answer_sampling, name)}.")
     if sampling.mass is not None:
         raise ValueError("`sampling.mass` gives every step a width of its own; use `top_k`.")
 
