@@ -534,7 +534,9 @@ class CoconutRows(torch.utils.data.Dataset):
         problems: list,  # `(prompt, steps, answer)`, each as ids
         epochs_per_stage: int = 5,  # At least 1
         **options,  # Of `coconut_row`
-    ): self.problems, self.epochs_per_stage, self.options, self.stage = problems, epochs_per_stage, options, 0
+    ):
+        self.problems, self.epochs_per_stage = problems, epochs_per_stage
+        self.options, self.stage = options, 0
 
     def set_epoch(self, epoch: int):
         "The trainer says which epoch begins."
