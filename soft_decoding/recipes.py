@@ -126,11 +126,11 @@ def recipe_span(
 ) -> Think:
     "The span of a recipe, ready to find its markers."
     if think is None and tokenizer is None:
-        raise ValueError(f"{name} is soft between the model's think markers: give the tokenizer, or a span, such as "
-                         "`think=Think(max_tokens=16)`.")
+        raise ValueError(f"{name} is soft between the model's think markers: give the tokenizer, or a span, "
+                         "such as `think=Think(max_tokens=16)`.")
     if think is None and find_markers(tokenizer) is None:
-        raise ValueError(f"{name} is soft between think markers, and this tokenizer has none that are known: give a "
-                         "span, such as `think=Think(max_tokens=16)`.")
+        raise ValueError(f"{name} is soft between think markers, and this tokenizer has none that are known: "
+                         "give a span, such as `think=Think(max_tokens=16)`.")
     span = Think.of(tokenizer) if think is None else think if tokenizer is None else think.bind(tokenizer)
     span = copy.copy(span)  # `replace` would forget how markers in text are found
     if span.entropy_threshold is None: vars(span).update(cold_stop)
@@ -266,7 +266,8 @@ def stochastic_dirichlet(
 
 # %% ../nbs/07a_recipes.ipynb #36e3a2d5
 @published(
-    "mixture-of-inputs", sampling="mixinputs gpu_model_runner.py: the 20 best log-probs, raw (the paper: all)",
+    "mixture-of-inputs",
+    sampling="mixinputs gpu_model_runner.py: the 20 best log-probs, raw (the paper: all)",
     read_sampling="example/aime.sh", mixer="Eq. 5; readme: beta 1, advised .5 to 2",
     do_sample="the token is sampled")
 def mixture_of_inputs(
@@ -305,8 +306,10 @@ def swireasoning(
 ) -> dict:
     "Soft and discrete stretches, by changes of the entropy."
     if tokenizer is None:
-        raise ValueError("swireasoning needs the tokenizer, for its markers and for the tokens that are never soft.")
-    read, found, ids = Sampling(temperature, top_k, top_p), find_markers(tokenizer), partial(text_ids, tokenizer)
+        raise ValueError("swireasoning needs the tokenizer, for its markers and for the tokens that are "
+                         "never soft.")
+    read, ids = Sampling(temperature, top_k, top_p), partial(text_ids, tokenizer)
+    found = find_markers(tokenizer)
     opens, closes = (found.start, found.end) if found else ("<think>", "</think>")
     think = TrendSwitch(
         recipe_span("swireasoning", tokenizer, think), stay, alpha, beta, budget,
@@ -376,7 +379,8 @@ def thinkrouter(
 ) -> dict:
     "Mixtures where the model is confident, drawn tokens where it is not."
     cold_stop = dict(entropy_threshold=entropy_threshold, patience=patience)
-    span, read = recipe_span("thinkrouter", tokenizer, think, **cold_stop), Sampling(temperature, top_k, top_p)
+    span = recipe_span("thinkrouter", tokenizer, think, **cold_stop)
+    read = Sampling(temperature, top_k, top_p)
     return dict(sampling=CutSampling(temperature, top_k, top_p, min_p, cut=cut), read_sampling=read,
                 think=Switch(tau, "above", measure, think=span), answer_sampling=read, do_sample=True)
 
@@ -444,7 +448,8 @@ def cot2(
     k: int = 3,  # Tokens per step
 ) -> dict:
     "The mean of K tokens drawn at temperature K."
-    return dict(sampling=Sampling(float(k)), mixer=KSampleMixer(k), think=Think(max_tokens=steps), do_sample=False)
+    return dict(sampling=Sampling(float(k)), mixer=KSampleMixer(k), think=Think(max_tokens=steps),
+                do_sample=False)
 
 # %% ../nbs/07a_recipes.ipynb #b52bfb0f
 @dataclass
@@ -492,10 +497,11 @@ def coconut(
     "Hidden states for a fixed number of steps, then the answer; the prompt ends in the start marker."
     if isinstance(end, str):
         if tokenizer is None:
-            raise ValueError("coconut needs the tokenizer, for its end marker; or give `end` as ids, or `end=None`.")
+            raise ValueError("coconut needs the tokenizer, for its end marker; or give `end` as ids, or "
+                             "`end=None`.")
         if end not in tokenizer.get_vocab():
-            raise ValueError(f"coconut feeds {end} after its latents, and this tokenizer has no such token: add it, "
-                             "or give `end`.")
+            raise ValueError(f"coconut feeds {end} after its latents, and this tokenizer has no such token: "
+                             "add it, or give `end`.")
         end = text_ids(tokenizer, end)
     return dict(mixer=HiddenMixer(), think=FixedSteps(latents, end), do_sample=False)
 
@@ -528,7 +534,9 @@ class CoconutRows(torch.utils.data.Dataset):
         problems: list,  # `(prompt, steps, answer)`, each as ids
         epochs_per_stage: int = 5,  # At least 1
         **options,  # Of `coconut_row`
-    ): self.problems, self.epochs_per_stage, self.options, self.stage = problems, epochs_per_stage, options, 0
+    ):
+        self.problems, self.epochs_per_stage = problems, epochs_per_stage
+        self.options, self.stage = options, 0
 
     def set_epoch(self, epoch: int):
         "The trainer says which epoch begins."
