@@ -26,6 +26,7 @@ class Draws:
     fed: SoftToken  # What was fed, with its draw, `(b, s, ...)`; a token where the step was discrete
     support: TokenDist  # What the mixer was given, `(b, s, k)`
     soft: Tensor  # Steps in which the mixer drew, bool `(b, s)`
+    mixed: Tensor  # Steps that were fed a mixture; the token that closes a span was drawn with one, bool `(b, s)`
     acts: Tensor  # Steps that the model chose: neither injected nor after the end, bool `(b, s)`
 
     @property
@@ -61,13 +62,15 @@ def from_infos(
     "Stack what a rollout kept."
     given = next((info for info in infos if info.support is not None), None)
     if given is None or given.drawn is None or given.drawn.draw is None:
-        raise ValueError("The rollout kept no draw; give it `keep=('draw',)` and a mixer with `log_prob`.")
+        raise ValueError("The rollout kept no draw; give it `keep=('draw',)`, a mixer with `log_prob`, and no "
+                         "`read_sampling`.")
     fed, support = zip(*(_as_wide(info, given, embedding) for info in infos))
     stack = lambda name: torch.stack([getattr(info, name) for info in infos], 1)
     phase, mask = stack("phase"), state.model_kwargs["attention_mask"]
     mask = nn.functional.pad(mask, (0, state.input_ids.shape[1] - mask.shape[1]), value=1)
     acts = (phase != Phase.DONE) & (phase != Phase.END)
-    return cls(state.input_ids, mask, _stack(fed), _stack(support), phase == Phase.THINK, acts)
+    return cls(state.input_ids, mask, _stack(fed), _stack(support), phase == Phase.THINK,
+               stack("is_soft"), acts)
 
 # %% ../nbs/08_rl.ipynb #71967367
 def _as_wide(info, given, embedding):
@@ -131,10 +134,10 @@ def _rebuilt_logits(model, draws, mixer, sampling):
     state = State.everywhere(model, draws.input_ids, draws.attention_mask)
     before = torch.arange(1 - draws.start, draws.soft.shape[1], device=draws.soft.device)
     step = before.clamp_min(0)  # of each position
-    soft = draws.soft[:, step] & (before >= 0)
+    soft = draws.mixed[:, step] & (before >= 0)
     again = draws.map(lambda x: x[:, step] if x.shape[1] == draws.soft.shape[1] else x)
     truth = Guidance(draws.input_ids[:, 1:], torch.where(soft, 0., 1.).double())
-    passes = 1 + int(draws.soft.sum(-1).max())
+    passes = 1 + int(draws.mixed.sum(-1).max())
     held = lambda logits, ctx: (sampling.on(logits, again.support), logits[..., 0])
     feed = lambda dist, ctx: mixer.feed(again.fed.draw, dist)
     _, info = soft_passes(model, state, passes, sampling=held, mixer=feed, guidance=truth, grad=True)
