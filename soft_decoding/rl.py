@@ -26,7 +26,7 @@ class Draws:
     fed: SoftToken  # What was fed, with its draw, `(b, s, ...)`; a token where the step was discrete
     support: TokenDist  # What the mixer was given, `(b, s, k)`
     soft: Tensor  # Steps in which the mixer drew, bool `(b, s)`
-    mixed: Tensor  # Steps that were fed a mixture; the token that closes a span was drawn with one, bool `(b, s)`
+    mixed: Tensor  # Steps that were fed a mixture, unlike the one that closes a span, bool `(b, s)`
     acts: Tensor  # Steps that the model chose: neither injected nor after the end, bool `(b, s)`
 
     @property
@@ -62,8 +62,9 @@ def from_infos(
     "Stack what a rollout kept."
     given = next((info for info in infos if info.support is not None), None)
     if given is None or given.drawn is None or given.drawn.draw is None:
-        raise ValueError("The rollout kept no draw; give it `keep=('draw',)`, a mixer with `log_prob`, and no "
-                         "`read_sampling`.")
+        raise ValueError("The rollout kept no draw; give it `keep=('draw',)` and a mixer with `log_prob`.")
+    if "read" in given.drawn.draw:
+        raise NotImplementedError("Read-outs drawn by `read_sampling` have no score; leave it out.")
     fed, support = zip(*(_as_wide(info, given, embedding) for info in infos))
     stack = lambda name: torch.stack([getattr(info, name) for info in infos], 1)
     phase, mask = stack("phase"), state.model_kwargs["attention_mask"]

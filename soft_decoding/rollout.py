@@ -458,7 +458,9 @@ def _mixed(dist, scores, ctx):
     if ctx.read_sampling is None: return ctx.mixer(dist, ctx)
     read, _ = ctx.read_sampling(scores, ctx)
     read = read.sample(ctx.read_generator) if ctx.do_sample else read.argmax()
-    return replace(ctx.mixer(dist, replace(ctx, read=read)), token=read, draw=None)  # no mixer scores it
+    soft = ctx.mixer(dist, replace(ctx, read=read))
+    draw = dict(soft.draw, read=read) if isinstance(soft.draw, dict) else soft.draw  # no mixer scores it
+    return replace(soft, token=read, draw=draw)
 
 # %% ../nbs/02_rollout.ipynb #739cbbf5
 def _hard_readout(scores, ctx):
