@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from soft_decoding import (
-    GumbelMixer, Sampling, State, Switch, Think, check_answer, gsm8k, norm_mixer, plain_mixer, recipe, soft_generate,
+    GumbelMixer, Sampling, State, Switch, Think, check_answer, fired, gsm8k, norm_mixer, plain_mixer, recipe, soft_generate,
     soft_rollout, svamp)
 from soft_decoding.cache import cache_name, cache_of
 
@@ -113,12 +113,16 @@ def replies(model, tokenizer, arm, batch):
     "Whole replies: the ids that were read out; and per soft step entropy, effective support and norm of what was fed."
     inputs = chat(tokenizer, batch)
     generators = [torch.Generator().manual_seed(1000 * i + len(name)) for name, i, _ in batch]
-    out = soft_generate(model, **inputs, **plugs(arm, tokenizer), generator=generators, max_new_tokens=NEW, tokenizer=tokenizer,
+    options = plugs(arm, tokenizer)
+    out = soft_generate(model, **inputs, **options, generator=generators, max_new_tokens=NEW, tokenizer=tokenizer,
                         trace_k=0 if "greedy" in arm else 16)
     ids = out.sequences[:, inputs["input_ids"].shape[1]:].tolist()
     rows = [dict(data=name, index=i, ids=row, right=check_answer(tokenizer.decode(row, skip_special_tokens=True), p.answer))
             for (name, i, p), row in zip(batch, ids)]
-    if out.trace is not None: fed(out, rows)
+    if out.trace is None: return rows
+    fed(out, rows)
+    for name, values in fired(out, options.get("think")).items():
+        for row, value in zip(rows, values): row.setdefault(name, value)
     return rows
 
 def fed(out, rows):
