@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ROW_COLUMNS', 'LOSS_MASKS', 'UNUSED_COLUMNS', 'REFUSED_ARGUMENTS', 'REFUSED_OPTIONS', 'NOTE', 'PROMPT_FILE',
            'encode_row', 'encode_rows', 'EncodedRows', 'EncodedStream', 'SoftCollator', 'soft_targets', 'SoftModule',
-           'SoftTrainingArguments', 'SoftTrainer', 'Anneal', 'freeze', 'complete_checkpoints', 'checkpoint_note']
+           'SafeTrainingArguments', 'SoftTrainingArguments', 'SafeTrainer', 'SoftTrainer', 'Anneal', 'freeze',
+           'complete_checkpoints', 'checkpoint_note']
 
 # %% ../nbs/03a_trainer.ipynb #03atr003
 import copy, json, math, re, shutil, time, uuid, warnings, zipfile
@@ -407,6 +408,9 @@ class SoftModule(nn.Module):
         sampling = options.get("sampling")
         self.learned = sampling if isinstance(sampling, nn.Module) else None  # trained beside the model
 
+    @property
+    def beside(self): return [] if self.learned is None else [self.learned]  # Saved beside the model
+
     def __getattr__(self, name):
         try: return super().__getattr__(name)
         except AttributeError:
@@ -514,9 +518,43 @@ REFUSED_ARGUMENTS = dict(
     remove_unused_columns="it would drop the targets in `soft`; rows may have columns that are not used",
 )  # Of `TrainingArguments`, and why
 
+# %% ../nbs/03a_trainer.ipynb #03asafe2
+@dataclass
+class SafeTrainingArguments(TrainingArguments):
+    "What the Trainer takes, less what training along a rollout could not hold."
+    use_cache: bool = True  # Kept in the model's configuration
+    remove_unused_columns: bool | None = False  # Rows are made to measure; True is refused
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"])  # In batches
+
+    def __post_init__(self):
+        self.dataloader_pin_memory &= torch.accelerator.is_available()
+        super().__post_init__()
+        for name, why in REFUSED_ARGUMENTS.items():
+            if value := getattr(self, name, None):
+                raise ValueError(f"`{name}`={value!r} cannot be used in soft training: {why}.")
+        if any((getattr(self, f"{kind}_kwargs", None) or {}).get("use_reentrant") for kind in self.checkpointed()):
+            raise ValueError("`use_reentrant=True` cannot be used in soft training: hops are backward passes "
+                             "inside the step; leave it out.")
+        self._check_processes()
+
+    def checkpointed(self) -> list[str]:
+        "The options that compute activations again."
+        names = "activation_checkpointing", "gradient_checkpointing"
+        return [name for name in names if getattr(self, name, None)]
+
+    def _check_processes(self):
+        "Every process reads its own batches, and has whole sequences."
+        if self.accelerator_config.dispatch_batches:
+            raise ValueError("`dispatch_batches=True` cannot be used in soft training: batches differ in "
+                             "length; leave it out, every process then reads its own.")
+        self.accelerator_config.dispatch_batches = False
+        if (parallel := self.parallelism_config) is not None and (parallel.cp_enabled or parallel.sp_enabled):
+            raise ValueError("`parallelism_config` splits sequences over processes, but a soft position "
+                             "needs all before it; leave out cp and sp.")
+
 # %% ../nbs/03a_trainer.ipynb #9126b62a
 @dataclass
-class SoftTrainingArguments(TrainingArguments):
+class SoftTrainingArguments(SafeTrainingArguments):
     "Everything that the Trainer takes, and how soft training is done."
     guidance_schedule: str = "linear"  # "constant", "linear", "cosine", "inverse_sigmoid"; `GuidanceSchedule`
     guidance_start: float = 1.  # Share of the truth during the warm-up, in [0, 1]
@@ -541,9 +579,6 @@ class SoftTrainingArguments(TrainingArguments):
     drop_unusable: bool = False  # Leave out unusable rows, with a warning; False: an error names them
     floor_samples: int = 4  # Continuations behind the estimate of the floor in evaluations; 0 leaves it out
     warmup_steps: float | None = None  # Of the learning rate, steps or a share; None: `guidance_warmup`
-    use_cache: bool = True  # Kept in the model's configuration
-    remove_unused_columns: bool | None = False  # Rows are made to measure; True is refused
-    label_names: list[str] | None = field(default_factory=lambda: ["labels"])  # In batches
 
     def __post_init__(self):
         if self.warmup_steps is None: self.warmup_steps = self.guidance_warmup
@@ -554,34 +589,10 @@ class SoftTrainingArguments(TrainingArguments):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}.")
         self.schedule(), self.sampling()
-        self.dataloader_pin_memory &= torch.accelerator.is_available()
         super().__post_init__()
-        self._check_inherited()
-
-    def _check_inherited(self):
-        "Refuse options of `TrainingArguments` that soft training could not hold."
-        for name, why in REFUSED_ARGUMENTS.items():
-            if value := getattr(self, name, None):
-                raise ValueError(f"`{name}`={value!r} cannot be used in soft training: {why}.")
-        self._check_checkpointing()
-        if self.accelerator_config.dispatch_batches:
-            raise ValueError("`dispatch_batches=True` cannot be used in soft training: batches differ in "
-                             "length; leave it out, every process then reads its own.")
-        self.accelerator_config.dispatch_batches = False
-        if (parallel := self.parallelism_config) is not None and (parallel.cp_enabled or parallel.sp_enabled):
-            raise ValueError("`parallelism_config` splits sequences over processes, but a soft position "
-                             "needs all before it; leave out cp and sp.")
-
-    def _check_checkpointing(self):
-        "Activations may be computed again, but not in a rollout, nor while a backward pass runs."
-        names = "activation_checkpointing", "gradient_checkpointing"
-        kinds = [name for name in names if getattr(self, name, None)]
-        if kinds and self.engine == "sequential":
-            raise ValueError("Gradient checkpointing silently drops the cache of a rollout; use "
-                             "`engine='parallel'`, or switch it off.")
-        if any((getattr(self, f"{kind}_kwargs", None) or {}).get("use_reentrant") for kind in kinds):
-            raise ValueError("`use_reentrant=True` cannot be used in soft training: hops are backward passes "
-                             "inside the step; leave it out.")
+        if kinds := self.checkpointed() if self.engine == "sequential" else ():
+            raise ValueError(f"`{kinds[0]}` silently drops the cache of a rollout; use `engine='parallel'`, or "
+                             "switch it off.")
 
     def schedule(self) -> GuidanceSchedule:
         "The share of the truth, as a function of progress."
@@ -592,6 +603,34 @@ class SoftTrainingArguments(TrainingArguments):
         "The mixing filters."
         sampling = Sampling(self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
         return None if sampling == Sampling() else sampling
+
+# %% ../nbs/03a_trainer.ipynb #03asafe0
+class SafeTrainer(Trainer):
+    "The Hugging Face `Trainer` around a module that holds the model; what it saved can be trusted."
+    arguments, remedy = TrainingArguments, "lower the learning rate"  # What `args` must be; advice
+
+    def __init__(
+        self,
+        model,  # A causal language model; None: `model_init` makes it, anew for every training
+        args: TrainingArguments,  # Of the class `arguments`
+        data_collator: Callable,  # Rows -> batch
+        train_dataset=None,  # Rows that the collator knows
+        eval_dataset=None,  # The same, or a dict of them
+        processing_class=None,  # Tokenizer
+        *,
+        peft_config=None,  # Adapters to train instead of the model
+        **kwargs,  # Of `transformers.Trainer`
+    ):
+        self.args, self.peft_config = args, peft_config
+        self._check(kwargs)
+        self._since, self._limit, self.run_id = time.perf_counter(), None, uuid.uuid4().hex
+        if model is not None: model = self._module(model, kwargs.get("optimizers"))
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
+        self.soft.together = self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def make_module(self, model):
+        "The module around a model; what its forward does is the trainer's own."
+        raise NotImplementedError
 
 # %% ../nbs/03a_trainer.ipynb #29939917
 class _Rows:
@@ -617,9 +656,10 @@ class _Complete:
         return {k: v for k, v in vars(made).items() if v is not None and k != "order"}
 
 # %% ../nbs/03a_trainer.ipynb #3fd2c68c
-class SoftTrainer(Trainer):
+class SoftTrainer(SafeTrainer):
     "The Hugging Face `Trainer`, for soft training."
     train_dataset, eval_dataset = _Rows(), _Rows()
+    arguments, remedy = SoftTrainingArguments, "lower the learning rate or `hops`"
 
     def __init__(
         self,
@@ -637,19 +677,16 @@ class SoftTrainer(Trainer):
         peft_config=None,  # Adapters to train instead of the model
         **kwargs,  # Of `transformers.Trainer`
     ):
-        self.args = SoftTrainingArguments("soft_model") if args is None else args
+        args = SoftTrainingArguments("soft_model") if args is None else args
         self.plugs = dict(sampling=sampling, mixer=mixer, guidance_schedule=guidance_schedule,
-                          reference=reference, peft_config=peft_config)
-        self._check(kwargs)
-        if reference is not None: reference.eval().requires_grad_(False).to(self.args.device)
+                          reference=reference)
         self._tokenizer, self.dropped, self._sums, self._meter = processing_class, [], {}, {}
-        self._since, self._at, self._limit, self.run_id = time.perf_counter(), (-1, 0), None, uuid.uuid4().hex
-        self._ids_too = data_collator is None
+        self._at, self._ids_too = (-1, 0), data_collator is None
         pad = getattr(processing_class, "pad_token_id", None) or 0
         collate = SoftCollator(pad) if data_collator is None else _Complete(data_collator)
-        if model is not None: model = self._module(model, kwargs.get("optimizers"))
-        super().__init__(model, self.args, collate, train_dataset, eval_dataset, processing_class, **kwargs)
-        self.soft.together = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        super().__init__(model, args, collate, train_dataset, eval_dataset, processing_class,
+                         peft_config=peft_config, **kwargs)
+        if reference is not None: reference.eval().requires_grad_(False).to(self.args.device)
         for hook in (_Settings, _BaseLine, _Epochs): self.add_callback(hook(self))
 
 # %% ../nbs/03a_trainer.ipynb #6941f5cf
@@ -659,10 +696,10 @@ REFUSED_OPTIONS = dict(
 )  # Of `transformers.Trainer`, and why
 
 @patch
-def _check(self: SoftTrainer, options):
+def _check(self: SafeTrainer, options):
     "Refuse what soft training could not hold."
-    if not isinstance(self.args, SoftTrainingArguments):
-        raise TypeError(f"`args` must be SoftTrainingArguments, got {type(self.args).__name__}.")
+    if not isinstance(self.args, self.arguments):
+        raise TypeError(f"`args` must be {self.arguments.__name__}, got {type(self.args).__name__}.")
     for name, why in REFUSED_OPTIONS.items():
         if options.get(name) is not None:
             raise ValueError(f"`{name}` cannot be used in soft training: {why}.")
@@ -673,11 +710,22 @@ def _check(self: SoftTrainer, options):
 
 # %% ../nbs/03a_trainer.ipynb #9aaf74d5
 @patch
-def _module(self: SoftTrainer, model, optimizers=None):
+def _module(self: SafeTrainer, model, optimizers=None):
+    "The module around a model, with its adapters."
+    for adapter in (self.peft_config, getattr(model, "active_peft_config", None)): check_adapter(adapter)
+    if self.peft_config is not None: model = _with_adapters(model, self.peft_config, self.args.seed)
+    self.soft = self.make_module(model)
+    _check_optimizer((optimizers or (None,))[0], self.soft)
+    return self.soft
+
+# %% ../nbs/03a_trainer.ipynb #03asafe1
+@patch
+def make_module(
+    self: SoftTrainer,
+    model,  # A causal language model, with its adapters
+) -> SoftModule:
     "The module around a model, as the plugs and the arguments want it."
-    config, sampling, reference = (self.plugs[k] for k in ("peft_config", "sampling", "reference"))
-    for adapter in (config, getattr(model, "active_peft_config", None)): check_adapter(adapter)
-    if config is not None: model = _with_adapters(model, config, self.args.seed)
+    sampling, reference = (self.plugs[k] for k in ("sampling", "reference"))
     if self.args.kl_weight and reference is None and not hasattr(model, "disable_adapter"):
         raise ValueError("`kl_weight` needs a `reference`, or peft adapters that can be switched off.")
     anew = getattr(self, "model_init", None) is not None
@@ -685,7 +733,6 @@ def _module(self: SoftTrainer, model, optimizers=None):
     filters = sampling or self.args.sampling()
     self.soft = SoftModule(model, sampling=filters, mixer=self.plugs["mixer"], reference=reference)
     self._settle()
-    _check_optimizer((optimizers or (None,))[0], self.soft)
     return self.soft
 
 # %% ../nbs/03a_trainer.ipynb #a403e174
@@ -700,7 +747,7 @@ def _settle(self: SoftTrainer):
 # %% ../nbs/03a_trainer.ipynb #0a75bf63
 @patch
 def call_model_init(
-    self: SoftTrainer,
+    self: SafeTrainer,
     trial=None,  # Of a hyperparameter search
 ) -> nn.Module:  # The module around the new model
     "A new model from `model_init`, with its adapters, in a module of its own."
@@ -787,7 +834,7 @@ def compute_loss(
     led = dict(inputs, guidance_alpha=share)
     try: out = Trainer.compute_loss(self, model, led, return_outputs, num_items_in_batch)
     except (ValueError, FloatingPointError) as e:
-        raise type(e)(f"Step {self.state.global_step + 1}: {e} {self._last_good()}") from e
+        raise type(e)(f"Step {self.state.global_step + 1}: {e} {self.last_good()}") from e
     self._note(inputs)
     return out
 
@@ -817,18 +864,19 @@ def _share(self: SoftTrainer, shape):
 
 # %% ../nbs/03a_trainer.ipynb #c368073c
 @patch
-def _last_good(self: SoftTrainer):
+def last_good(self: SafeTrainer) -> str:  # A sentence
+    "Where a run that stops now can go on from."
     done = complete_checkpoints(self.args.output_dir)
     return f"The last complete checkpoint is {done[-1]}." if done else "There is no complete checkpoint."
 
 # %% ../nbs/03a_trainer.ipynb #6d556e86
 @patch
-def _clip_grad_norm(self: SoftTrainer, model):
+def _clip_grad_norm(self: SafeTrainer, model):
     "Refuse a gradient that would ruin the weights (under float16 the scaler skips such steps)."
     norm = Trainer._clip_grad_norm(self, model)
     if not self.args.fp16 and not math.isfinite(value := float(norm)):
         raise FloatingPointError(f"Step {self.state.global_step + 1}: the norm of the gradient is {value}; "
-                                 f"lower the learning rate or `hops`. {self._last_good()}")
+                                 f"{self.remedy}. {self.last_good()}")
     return norm
 
 # %% ../nbs/03a_trainer.ipynb #4b5725b3
@@ -1060,7 +1108,7 @@ def _write_note(folder, run, complete):
 
 # %% ../nbs/03a_trainer.ipynb #f2064ab3
 @patch
-def _bare(self: SoftTrainer, fn, *args):
+def _bare(self: SafeTrainer, fn, *args):
     "Call a method of the Trainer with the model in the place of the module around it."
     outer, self.model = self.model, self.soft.model
     try: return fn(self, *args)
@@ -1068,7 +1116,7 @@ def _bare(self: SoftTrainer, fn, *args):
 
 # %% ../nbs/03a_trainer.ipynb #6bc158be
 @patch
-def _save(self: SoftTrainer, output_dir=None, state_dict=None):
+def _save(self: SafeTrainer, output_dir=None, state_dict=None):
     if state_dict is not None:
         own = {k: v for k, v in state_dict.items() if k.startswith("model.")}
         state_dict = {k.removeprefix("model."): v for k, v in own.items()}
@@ -1077,8 +1125,8 @@ def _save(self: SoftTrainer, output_dir=None, state_dict=None):
     try: self._bare(Trainer._save, output_dir, state_dict)
     finally: self.args.save_total_limit = limit
     if self.args.should_save: _save_prompt(self.soft.model, output_dir or self.args.output_dir)
-    if self.soft.learned is not None and self.args.should_save:
-        self.soft.learned.save_pretrained(output_dir or self.args.output_dir)
+    for part in self.soft.beside if self.args.should_save else ():
+        part.save_pretrained(output_dir or self.args.output_dir)
 
 # %% ../nbs/03a_trainer.ipynb #03prmpt0
 PROMPT_FILE = "prompt_encoder.safetensors"  # What makes a learned prompt; peft's own file holds what it makes
@@ -1103,15 +1151,15 @@ def _load_prompt(model, folder):
 
 # %% ../nbs/03a_trainer.ipynb #399e9708
 @patch
-def _load_from_checkpoint(self: SoftTrainer, resume_from_checkpoint, model=None):
+def _load_from_checkpoint(self: SafeTrainer, resume_from_checkpoint, model=None):
     outer = self.is_fsdp_enabled or model not in (None, self.soft)  # sharded weights have the module's names
     if not _load_prompt(self.soft.model, resume_from_checkpoint):
         Trainer._load_from_checkpoint(self, resume_from_checkpoint, model if outer else self.soft.model)
-    if self.soft.learned is not None: self.soft.learned.load_saved(resume_from_checkpoint)
+    for part in self.soft.beside: part.load_saved(resume_from_checkpoint)
 
 # %% ../nbs/03a_trainer.ipynb #6a36a25f
 @patch
-def _load_best_model(self: SoftTrainer):
+def _load_best_model(self: SafeTrainer):
     if self.is_fsdp_enabled or self.is_deepspeed_enabled: return Trainer._load_best_model(self)
     taken = _load_prompt(self.soft.model, self.state.best_model_checkpoint)
     if not taken: self._bare(Trainer._load_best_model)
@@ -1126,7 +1174,7 @@ def _without_limit(trainer):
 
 # %% ../nbs/03a_trainer.ipynb #ebcfbe83
 @patch
-def _save_checkpoint(self: SoftTrainer, model, trial):
+def _save_checkpoint(self: SafeTrainer, model, trial):
     from safetensors import SafetensorError
     folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
     there = folder.exists() and checkpoint_note(folder).get("run") != self.run_id
@@ -1138,12 +1186,12 @@ def _save_checkpoint(self: SoftTrainer, model, trial):
     except (OSError, RuntimeError, SafetensorError) as e:
         if self.args.should_save and not there: shutil.rmtree(folder, ignore_errors=True)
         raise OSError(f"Step {self.state.global_step} could not be saved ({str(e).splitlines()[0]}). "
-                      f"{self._last_good()} Make room, then resume.") from e
+                      f"{self.last_good()} Make room, then resume.") from e
     if self.args.should_save: self._rotate(folder.parent, self.args.save_total_limit)
 
 # %% ../nbs/03a_trainer.ipynb #f85deabd
 @patch
-def _rotate(self: SoftTrainer, folder, limit):
+def _rotate(self: SafeTrainer, folder, limit):
     "Remove the oldest checkpoints of this run until there are `limit`; the newest and the best stay."
     if not limit or limit < 0: return
     notes = {f: checkpoint_note(f) for f in self._written(folder)}
@@ -1154,13 +1202,13 @@ def _rotate(self: SoftTrainer, folder, limit):
 
 # %% ../nbs/03a_trainer.ipynb #03atx003
 @patch
-def _written(self: SoftTrainer, folder):
+def _written(self: SafeTrainer, folder):
     "The checkpoint folders in it that this run wrote."
     return [f for f in Path(folder).glob("checkpoint-*") if checkpoint_note(f).get("run") == self.run_id]
 
 # %% ../nbs/03a_trainer.ipynb #7a442c5a
 @patch
-def _finalize_training(self: SoftTrainer, trial, *args):
+def _finalize_training(self: SafeTrainer, trial, *args):
     limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
     with _without_limit(self): out = Trainer._finalize_training(self, trial, *args)
     if not self.args.should_save or best is None or limit != 1: return out
@@ -1171,7 +1219,7 @@ def _finalize_training(self: SoftTrainer, trial, *args):
 # %% ../nbs/03a_trainer.ipynb #5afa29a1
 @patch
 def train(
-    self: SoftTrainer,
+    self: SafeTrainer,
     resume_from_checkpoint: str | bool | None = None,  # A folder, or True: the newest complete one, if any
     **kwargs,  # Of `Trainer.train`
 ):  # The Trainer's output
@@ -1186,7 +1234,7 @@ def train(
 
 # %% ../nbs/03a_trainer.ipynb #4daa0a6e
 @patch
-def _is_over(self: SoftTrainer, folder):
+def _is_over(self: SafeTrainer, folder):
     "Whether the run of a checkpoint has made all its steps: the stock Trainer would make one more."
     if self.model_init is not None or self.is_fsdp_enabled or self.is_deepspeed_enabled: return False
     if not (file := folder / "trainer_state.json").is_file(): return False
@@ -1194,7 +1242,7 @@ def _is_over(self: SoftTrainer, folder):
 
 # %% ../nbs/03a_trainer.ipynb #62bc29e6
 @patch
-def _as_it_ended(self: SoftTrainer, folder):
+def _as_it_ended(self: SafeTrainer, folder):
     "The weights and the log with which a run ended; nothing is trained."
     self.state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
     self._load_from_checkpoint(folder)
@@ -1204,7 +1252,7 @@ def _as_it_ended(self: SoftTrainer, folder):
 
 # %% ../nbs/03a_trainer.ipynb #7a4e642f
 @patch
-def _newest(self: SoftTrainer):
+def _newest(self: SafeTrainer):
     "The newest complete checkpoint, or None; what else is there is left alone, and named."
     self.accelerator.wait_for_everyone()  # one process writes, all look
     out, done = Path(self.args.output_dir), complete_checkpoints(self.args.output_dir)
@@ -1221,7 +1269,7 @@ def _newest(self: SoftTrainer):
 
 # %% ../nbs/03a_trainer.ipynb #104cd149
 @patch
-def _warn_of_others(self: SoftTrainer):
+def _warn_of_others(self: SafeTrainer):
     "Say that a run from the beginning may write over checkpoints that are there."
     done = complete_checkpoints(self.args.output_dir)
     there = [f.name for f in done if checkpoint_note(f).get("run") != self.run_id]
@@ -1232,7 +1280,7 @@ def _warn_of_others(self: SoftTrainer):
 
 # %% ../nbs/03a_trainer.ipynb #a7b7aa2e
 @patch
-def _go_on(self: SoftTrainer, folder):
+def _go_on(self: SafeTrainer, folder):
     "The run of a checkpoint goes on; say so where it holds the weights only."
     self.run_id = checkpoint_note(folder).get("run", self.run_id)
     optimizer = [*folder.glob("optimizer*"), *folder.glob("global_step*")]
