@@ -156,12 +156,7 @@ def forward(
     ctx=None,  # The step's context
 ) -> tuple[TokenDist, Tensor]:  # The distribution; its entropy (...), nats, after temperature, before filters
     "Temperature, then the gates; invalid rows come out as NaN."
-    if logits.device != self.theta.device:
-        raise ValueError(f"The sampling must be on the model's device, {logits.device}, got "
-                         f"{self.theta.device}; move it with `.to`.")
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    values = {k: v.to(logits.dtype) for k, v in self.settings(logits, ctx).items()}
-    tempered = self._temper(logits, values["temperature"])
+    tempered, values = self._tempered(logits, ctx)
     entropy, ids = TokenDist(None, tempered.softmax(-1)).entropy(), None
     if "top_k" in values: tempered, ids = self._candidates(tempered)
     soft = self._gate(tempered, values)
@@ -169,6 +164,17 @@ def forward(
     with torch.no_grad(): kept = softmax_in_place(self._filter(tempered, values))
     probs = softmax_in_place(soft)
     return TokenDist(ids, kept + (probs - probs.detach())), entropy
+
+# %% ../nbs/06_learnable_temp.ipynb #06temprd
+@patch
+def _tempered(self: LearnableSampling, logits, ctx):
+    "Logits after the temperature, and the settings."
+    if logits.device != self.theta.device:
+        raise ValueError(f"The sampling must be on the model's device, {logits.device}, got "
+                         f"{self.theta.device}; move it with `.to`.")
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    values = {k: v.to(logits.dtype) for k, v in self.settings(logits, ctx).items()}
+    return self._temper(logits, values["temperature"]), values
 
 # %% ../nbs/06_learnable_temp.ipynb #69cc232e
 @patch
@@ -191,11 +197,11 @@ def _candidates(self: LearnableSampling, tempered):
 
 # %% ../nbs/06_learnable_temp.ipynb #ed99cb7a
 @patch
-def _gate(self: LearnableSampling, x, values):
-    "Log-weights after the soft gates."
-    out, gate = x, lambda threshold: torch.nn.functional.logsigmoid(self.sharpness * (x - threshold))
-    if "top_k" in values: out = out + gate(top_k_threshold(x, values["top_k"]))
-    if "min_p" in values: out = out + gate(min_p_threshold(x, values["min_p"]))
+def _gate(self: LearnableSampling, x, values, among=None):
+    "Log-weights after the soft gates, whose thresholds are those of `among` (None: of all of them)."
+    among, out, gate = x if among is None else among, x, lambda threshold: torch.nn.functional.logsigmoid(self.sharpness * (x - threshold))
+    if "top_k" in values: out = out + gate(top_k_threshold(among, values["top_k"]))
+    if "min_p" in values: out = out + gate(min_p_threshold(among, values["min_p"]))
     return out
 
 # %% ../nbs/06_learnable_temp.ipynb #757d7eeb
@@ -209,6 +215,21 @@ def _filter(self: LearnableSampling, x, values):
         out = out.masked_fill(gone, -torch.inf)
     if "min_p" in values: out = out.masked_fill(x < min_p_threshold(x, values["min_p"]), -torch.inf)
     return out
+
+# %% ../nbs/06_learnable_temp.ipynb #06on0000
+@patch
+def on(
+    self: LearnableSampling,
+    logits: Tensor,  # `(..., v)`, as given to the sampling
+    support: TokenDist,  # What an earlier call returned, `(..., k)`
+    ctx=None,  # The step's context
+) -> TokenDist:  # On the ids where `support` is positive
+    "The distribution that these logits and settings give to the support of an earlier step."
+    tempered, values = self._tempered(logits, ctx)
+    x = tempered if support.ids is None else tempered.gather(-1, support.ids)
+    if not self.hard and len(values) > 1:
+        x = self._gate(x, values, self._candidates(tempered)[0] if "top_k" in values else tempered)
+    return TokenDist(support.ids, softmax_in_place(x.masked_fill(support.probs == 0, -torch.inf)))
 
 # %% ../nbs/06_learnable_temp.ipynb #bf6bc0bd
 WEIGHTS, CONFIG = "learnable_sampling.safetensors", "learnable_sampling.json"  # Beside the model

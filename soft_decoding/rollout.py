@@ -368,6 +368,7 @@ class StepInfo:
     embeds: Tensor | None = None  # Fed vectors that are not the plain mixture, `(b, d)`
     drawn: SoftToken | None = None  # What is fed, with its draw; kept where `keep` has "draw"
     support: TokenDist | None = None  # What the mixer got `(b, k)`; None: no row was soft; kept as `drawn`
+    log_prob: Tensor | None = None  # Of what was drawn, nats, float64; 0 where nothing was; where `keep` has it
     outputs: dict = field(default_factory=dict)  # Hidden states and attentions, where asked for
 
 # %% ../nbs/02_rollout.ipynb #020364cf
@@ -565,7 +566,7 @@ def soft_rollout(
     halt: Callable | None = None,  # The same, but ends the rollout without finishing its rows
     pad_token_id: int | None = None,  # Read-out of finished rows; None: they go on
     trace_k: int = 16,  # How many entries of each belief to keep; 0 for none
-    keep: tuple = (),  # Of "scores", "logits", "hidden_states", "attentions", "draw": what to keep
+    keep: tuple = (),  # Of "scores", "logits", "hidden_states", "attentions", "draw", "log_prob"
     on_token: Callable | None = None,  # Called with every read-out `(b,)`
     progress: bool = False,  # Show a progress bar
 ) -> tuple[State, list[StepInfo]]:
@@ -581,7 +582,8 @@ def soft_rollout(
             logits, state = forward(model, state)
             if grad and not infos: _check_differentiable(model, cache_of(state.model_kwargs))
             fields = _step_fields(state, mode, idle, generator, guidance, replay, noise)
-            soft, info = choose(logits, StepContext(**vars(plugs), **fields))
+            soft, info = choose(logits, ctx := StepContext(**vars(plugs), **fields))
+            if "log_prob" in keep: info.log_prob = _log_prob(soft, info, ctx)
             input_ids = torch.cat([state.input_ids, info.token[:, None]], 1)
             done = _finished(state, stopping, input_ids, info)
             infos.append(slim_info(info, soft, logits, state.outputs, trace_k, keep))
@@ -641,6 +643,18 @@ def _mode(state, bad=None):
     soft, hard = Phase.THINK in kinds, bool(kinds & {Phase.WAIT, Phase.END, Phase.ANSWER})
     mode = "both" if soft and hard else "soft" if soft else "hard" if hard else "done"
     return mode, Phase.DONE in kinds, -1 in kinds
+
+# %% ../nbs/02_rollout.ipynb #02logp00
+def _log_prob(soft, info, ctx):
+    "How likely a step was: the mixer's draw, and a read-out drawn apart from it; or the token of a discrete step."
+    of_token = lambda dist: dist.prob_of(info.token).double().log()
+    thinks, out = info.phase == Phase.THINK, torch.zeros_like(info.entropy, dtype=torch.float64)
+    if info.support is not None:
+        drawn = ctx.mixer.log_prob(soft.draw, info.support).double()
+        if ctx.mixer.reads_apart: drawn = drawn + of_token(info.support)
+        out = torch.where(thinks, drawn, out)
+    if ctx.mode != "soft": out = torch.where(thinks, out, of_token((ctx.answer_sampling or ctx.sampling)(info.scores, ctx)[0]))
+    return out.masked_fill((info.phase == Phase.DONE) | (info.phase == Phase.END), 0.)
 
 # %% ../nbs/02_rollout.ipynb #bad19720
 def slim_info(info, soft, logits, outputs, trace_k, keep):
