@@ -15,7 +15,7 @@ _modules = dict(
     trace="SoftTrace",
     decode="soft_decode soft_generate SoftOutput",
     train="soft_sampling_train_step GuidanceSchedule bernoulli_guidance evaluate_batch",
-    trainer="SoftTrainer SoftTrainingArguments SoftCollator Anneal encode_row encode_rows soft_targets freeze"
+    trainer="SoftTrainer SoftTrainingArguments SafeTrainer SafeTrainingArguments SoftCollator Anneal encode_row encode_rows soft_targets freeze"
             " complete_checkpoints checkpoint_note",
     gumbel="GumbelMixer DirichletMixer GaussianMixer KSampleMixer MoIMixer PlainMixer Mixer gumbel_noise anneal",
     soft_beam="soft_beam_decode Cells Branch Collapse SoftBeamOutput",
@@ -23,7 +23,8 @@ _modules = dict(
     prefix="add_think_tokens think_then_answer",
     recipes="recipe RECIPES Recipe fired CutSampling CutMixer PushMixer MultiplexMixer FixedSteps CoconutRows coconut_row"
             " ResetOptimizer",
-    rl="Draws rescore policy_loss group_advantages support_kl",
+    rl="Draws rescore policy_loss mean_loss group_advantages gae_advantages support_kl step_entropy",
+    rl_trainer="SoftGRPOTrainer SoftGRPOConfig SoftPPOTrainer SoftPPOConfig RewardError",
     tasks="Problem MNNS ProsQA gsm8k svamp extract_answer check_answer encode_problem collate_problems prompt_batch"
           " word_tokenizer ChainDataset accuracy",
 )

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ROW_COLUMNS', 'LOSS_MASKS', 'UNUSED_COLUMNS', 'REFUSED_ARGUMENTS', 'REFUSED_OPTIONS', 'NOTE', 'PROMPT_FILE',
-           'encode_row', 'encode_rows', 'EncodedRows', 'EncodedStream', 'SoftCollator', 'soft_targets', 'SoftModule',
-           'SafeTrainingArguments', 'SoftTrainingArguments', 'SafeTrainer', 'SoftTrainer', 'Anneal', 'freeze',
-           'complete_checkpoints', 'checkpoint_note']
+           'encode_row', 'prompt_ids', 'encode_rows', 'EncodedRows', 'EncodedStream', 'SoftCollator', 'soft_targets',
+           'SoftModule', 'SafeTrainingArguments', 'SoftTrainingArguments', 'SafeTrainer', 'SoftTrainer', 'Anneal',
+           'freeze', 'complete_checkpoints', 'checkpoint_note']
 
 # %% ../nbs/03a_trainer.ipynb #03atr003
 import copy, json, math, re, shutil, time, uuid, warnings, zipfile
@@ -144,6 +144,19 @@ def _around(tokenizer, text):
     cut = places[0] + len(bare) if places else len(whole)
     while not places and cut and whole[cut - 1] == tokenizer.eos_token_id: cut -= 1
     return whole[:cut], whole[cut:]
+
+# %% ../nbs/03a_trainer.ipynb #03aprom0
+def prompt_ids(
+    row: dict,  # With `input_ids`, or `prompt`: text or messages (also `tools`, `chat_template_kwargs`)
+    tokenizer,  # Of the model; None: rows hold ids
+) -> list[int]:
+    "Ids that a completion goes on from: text as the tokenizer begins it, a conversation with its generation prompt."
+    if row.get("input_ids") is not None: return list(map(int, row["input_ids"]))
+    if row.get("prompt") is None: raise ValueError(f"It needs `prompt` or `input_ids`, got {', '.join(row) or 'nothing'}.")
+    if tokenizer is None: raise ValueError("`processing_class` must be the tokenizer, or the rows must have `input_ids`.")
+    if isinstance(row["prompt"], str): return _around(tokenizer, row["prompt"])[0]
+    options = dict(tools=row.get("tools"), **(row.get("chat_template_kwargs") or {}))
+    return list(_rendered(tokenizer, options, row["prompt"], add_generation_prompt=True))
 
 # %% ../nbs/03a_trainer.ipynb #51242251
 def _end(tokenizer, ids, after=()):
@@ -832,9 +845,8 @@ def compute_loss(
     "Loss of one batch under the current share of the truth; an error names the step and the last checkpoint."
     share = self._share(inputs["input_ids"].shape)
     led = dict(inputs, guidance_alpha=share)
-    try: out = Trainer.compute_loss(self, model, led, return_outputs, num_items_in_batch)
-    except (ValueError, FloatingPointError) as e:
-        raise type(e)(f"Step {self.state.global_step + 1}: {e} {self.last_good()}") from e
+    with self.naming_errors():
+        out = Trainer.compute_loss(self, model, led, return_outputs, num_items_in_batch)
     self._note(inputs)
     return out
 
@@ -868,6 +880,15 @@ def last_good(self: SafeTrainer) -> str:  # A sentence
     "Where a run that stops now can go on from."
     done = complete_checkpoints(self.args.output_dir)
     return f"The last complete checkpoint is {done[-1]}." if done else "There is no complete checkpoint."
+
+# %% ../nbs/03a_trainer.ipynb #03aname0
+@patch
+@contextmanager
+def naming_errors(self: SafeTrainer):
+    "Errors inside name the step and the last checkpoint."
+    try: yield
+    except (ValueError, FloatingPointError) as e:
+        raise type(e)(f"Step {self.state.global_step + 1}: {e} {self.last_good()}") from e
 
 # %% ../nbs/03a_trainer.ipynb #6d556e86
 @patch

@@ -1,0 +1,218 @@
+"""Reinforcement learning on soft tokens and on plain ones, from one model that was taught discrete chains.
+
+    python experiments/rl/run.py                 what results/rl.json does not hold yet, seeds 0 to 7
+    python experiments/rl/run.py --tune          learning rates, on validation problems (seeds 100 and 101)
+    python experiments/rl/run.py gumbel --seeds 0
+
+MNNS with four numbers of 1 to 20: no rule scores high. Every seed teaches a model of its own, discretely; each arm goes on
+from it. Test problems share no multiset with the others; tuning leaves them alone.
+"""
+import argparse, json, platform, tempfile, time
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+
+import torch, transformers
+from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback
+
+from soft_decoding import (
+    MNNS, ChainDataset, GumbelMixer, KSampleMixer, SoftGRPOConfig, SoftGRPOTrainer, SoftPPOConfig, SoftPPOTrainer, SoftTrainer,
+    SoftTrainingArguments, accuracy)
+
+ROOT = Path(__file__).resolve().parents[2]
+TASK, WIDTH, SFT_STEPS, HELD = MNNS(digits=4, low=1, high=20), 32, 1000, 800
+RL_STEPS, PROMPTS, COMPLETIONS = 250, 32, 8  # updates; prompts of each; completions of a prompt
+RATES = (3e-4, 1e-3, 3e-3)
+GRPO = dict(think_tokens=TASK.digits - 1, max_completion_length=TASK.digits, top_k=None, temperature=1.)
+ARMS = dict(
+    more_sft=dict(kind="sft"), rejection=dict(kind="rejection"),
+    tokens=dict(kind="grpo", mixer=lambda: KSampleMixer(1), options=GRPO),
+    tokens_x3=dict(kind="grpo", mixer=lambda: KSampleMixer(1), options=GRPO | dict(num_generations=3 * COMPLETIONS)),
+    k_sample=dict(kind="grpo", mixer=lambda: KSampleMixer(3), options=GRPO),
+    gumbel=dict(kind="grpo", mixer=lambda: GumbelMixer(.5), options=GRPO | dict(top_k=5)),
+    ppo=dict(kind="ppo", mixer=lambda: KSampleMixer(1), options=GRPO | dict(num_generations=1, vf_coef=.5)))
+
+@lru_cache
+def parts(validate):
+    return TASK.split(HELD, 0, train=20_000, validate=validate)
+
+def new_model(tokenizer, seed):
+    transformers.set_seed(seed)
+    ids = {f"{k}_token_id": getattr(tokenizer, f"{k}_token_id") for k in ("bos", "eos", "pad")}
+    return GPT2LMHeadModel(GPT2Config(
+        vocab_size=len(tokenizer), n_positions=32, n_embd=WIDTH, n_layer=1, n_head=1, n_inner=4 * WIDTH, resid_pdrop=0.,
+        embd_pdrop=0., attn_pdrop=0., initializer_range=.1, tie_word_embeddings=False, **ids))
+
+@lru_cache
+def optimal(validate):
+    "Training problems with chains that end in the answer, drawn afresh at every visit."
+    return ChainDataset(parts(validate)[0], TASK.tokenizer(), "hard", chains=TASK.chains)
+
+def taught(model, tokenizer, data, seed, steps, rate, warmup=50):
+    "Discrete supervised training."
+    data.seed = seed
+    args = SoftTrainingArguments(
+        tempfile.mkdtemp(), max_steps=steps, per_device_train_batch_size=256, learning_rate=rate, lr_scheduler_type="cosine",
+        warmup_steps=warmup, adam_beta2=.99, weight_decay=.01, guidance_schedule="constant", guidance_floor=1., seed=seed,
+        use_cpu=True, save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=100)
+    trainer = SoftTrainer(model, args, train_dataset=data, data_collator=data.collate, processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return model.eval()
+
+@lru_cache(maxsize=2)
+def base(seed, validate):
+    "The model that all arms of a seed go on from, its weights and its CPU time."
+    tokenizer, data = TASK.tokenizer(), optimal(validate)
+    start = time.process_time()
+    model = taught(new_model(tokenizer, seed), tokenizer, data, seed, SFT_STEPS, 6e-3)
+    return {k: v.clone() for k, v in model.state_dict().items()}, time.process_time() - start
+
+def rows(problems): return [dict(prompt=p.prompt, answer=p.answer) for p in problems]
+
+def right(completions, answer, **kwargs):
+    "1 where the last number is the answer."
+    return [float(c.split()[-1:] == [a]) for c, a in zip(completions, answer)]
+
+def rl_trainer(arm, model, tokenizer, seed, rate, validate, steps=RL_STEPS, problems=None):
+    kind = SoftPPOTrainer if arm["kind"] == "ppo" else SoftGRPOTrainer
+    config = SoftPPOConfig if arm["kind"] == "ppo" else SoftGRPOConfig
+    options = dict(arm["options"])
+    n = options.setdefault("num_generations", COMPLETIONS)
+    batch = PROMPTS * n if arm["kind"] == "grpo" else PROMPTS * COMPLETIONS  # PPO: as many completions
+    args = config(
+        tempfile.mkdtemp(), max_steps=steps, per_device_train_batch_size=batch, learning_rate=rate, lr_scheduler_type="cosine",
+        warmup_steps=20, seed=seed, use_cpu=True, save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=20, **options)
+    made = kind(model, right, args, train_dataset=rows(problems or parts(validate)[0]), processing_class=tokenizer, mixer=arm["mixer"]())
+    made.remove_callback(PrinterCallback)
+    return made
+
+def sampled(arm, model, tokenizer, problems, n=8):
+    "Which of `n` draws by the arm's own sampler are right, `(problems, n)`."
+    made = rl_trainer(arm, model, tokenizer, 0, 1e-3, False, steps=1)
+    wanted = [row for row in rows(problems) for _ in range(n)]
+    state, infos = made.complete(made.soft, wanted, -1)
+    said = tokenizer.batch_decode(state.input_ids[:, -len(infos):], skip_special_tokens=True)
+    return torch.tensor(right(said, [row["answer"] for row in wanted])).view(-1, n), said
+
+def majority(said, problems, n, of):
+    "The answer that the first `of` of `n` draws name most often, the earliest of equals."
+    good = 0
+    for i, p in enumerate(problems):
+        votes = [x.split()[-1] if x.split() else "" for x in said[n * i:n * i + of]]
+        good += max(votes, key=votes.count) == p.answer
+    return good / len(problems)
+
+def scores(arm, model, tokenizer, problems):
+    own = arm if "mixer" in arm else ARMS["tokens"]
+    hits, said = sampled(own, model.eval(), tokenizer, problems)
+    share = lambda x: round(float(x), 4)
+    return dict(
+        own=share(hits.mean()), pass_8=share(hits.amax(-1).mean()), majority_3=share(majority(said, problems, 8, 3)),
+        majority_8=share(majority(said, problems, 8, 8)), greedy=share(accuracy(model, tokenizer, problems, top_k=1)["accuracy"]),
+        mixture=share(accuracy(model, tokenizer, problems)["accuracy"]))
+
+def rejection(model, tokenizer, seed, rate, validate, seconds):
+    "Draw chains, keep those that end in the answer, and learn from them; three rounds in the same time as RL."
+    began, rounds, kept = time.process_time(), 3, 0
+    rng = torch.Generator().manual_seed(seed)
+    for i in range(rounds):
+        problems = [parts(validate)[0][j] for j in torch.randperm(20_000, generator=rng)[:4000].tolist()]
+        hits, said = sampled(ARMS["tokens"], model.eval(), tokenizer, problems, n=4)
+        table = {}
+        for k, (text, hit) in enumerate(zip(said, hits.flatten().tolist())):
+            if hit and len(chain := text.split()) == TASK.digits: table.setdefault(problems[k // 4].prompt, Counter())[tuple(chain[:-1])] += 1
+        mine = [p for p in problems if p.prompt in table]
+        kept += len(mine)
+        data = ChainDataset(mine, tokenizer, "hard", chains=lambda p, *kind, **options: table[p.prompt])
+        left = max(1., seconds * (i + 1) / rounds - (time.process_time() - began))
+        steps = max(1, int(left / STEP_SECONDS[0]))
+        model = taught(model, tokenizer, data, seed + i, steps, rate, 0)
+    return model, kept
+
+STEP_SECONDS = [.025]  # CPU time of a supervised step; measured with every base model
+
+def run(name, seed, rate, validate=False, steps=RL_STEPS, seconds=None):
+    "One arm of one seed."
+    arm, tokenizer = ARMS[name], TASK.tokenizer()
+    weights, cost = base(seed, validate)
+    STEP_SECONDS[0] = cost / SFT_STEPS
+    model, problems = new_model(tokenizer, seed), parts(validate)[1]
+    model.load_state_dict(weights)
+    start, more = time.process_time(), {}
+    if arm["kind"] == "sft":
+        model = taught(model, tokenizer, optimal(validate), seed + 1000, int(seconds / STEP_SECONDS[0]), rate, 0)
+    elif arm["kind"] == "rejection": model, more["kept"] = rejection(model, tokenizer, seed, rate, validate, seconds)
+    else:
+        trainer = rl_trainer(arm, model, tokenizer, seed, rate, validate, steps)
+        trainer.train()
+        logs = [h for h in trainer.state.log_history if "reward" in h]
+        keys = ("reward", "entropy", "entropy_soft", "frac_reward_zero_std", "clip_fraction_soft", "explained_variance")
+        more["log"] = [[h["step"], *(round(h[k], 4) if k in h else None for k in keys)] for h in logs]
+    spent = time.process_time() - start
+    return dict(arm=name, seed=seed, rate=rate, cpu_seconds=round(spent, 1), base_cpu_seconds=round(cost, 1),
+                scores=scores(arm, model, tokenizer, problems), **more)
+
+def before(seed, validate=False):
+    "The model that the arms go on from."
+    tokenizer = TASK.tokenizer()
+    model = new_model(tokenizer, seed)
+    model.load_state_dict(base(seed, validate)[0])
+    return dict(arm="base", seed=seed, scores=scores({}, model, tokenizer, parts(validate)[1]))
+
+def rule_rewards():
+    "What the two rules would earn on the training problems, and the share of groups without variance when training starts."
+    train, held = parts(False)
+    return dict(test=TASK.rules(held, train), training=TASK.rules(train, train))
+
+def header():
+    return dict(what="MNNS, 4 numbers of 1-20: reinforcement learning after discrete supervised training", rules=rule_rewards(),
+                settings=dict(width=WIDTH, layers=1, heads=1, sft_steps=SFT_STEPS, rl_steps=RL_STEPS, prompts=PROMPTS, completions=COMPLETIONS,
+                              rates=RATES, test_problems=HELD), tuned={}, tuning=[], runs=[],
+                versions=dict(python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__),
+                hardware=f"{platform.machine()}, 1 thread")
+
+def write(path, record):
+    text = json.dumps(dict(record, runs=[], tuning=[]), indent=1)
+    lines = lambda key: ",\n  ".join(json.dumps(r) for r in record[key])
+    text = text.replace('"runs": []', f'"runs": [\n  {lines("runs")}\n ]').replace('"tuning": []', f'"tuning": [\n  {lines("tuning")}\n ]')
+    part = path.with_suffix(".part")
+    part.write_text(text + "\n")
+    part.replace(path)
+
+def tune(path, record, seconds):
+    "Two validation seeds and three rates per arm; the best mean of the arm's own sampler."
+    for seed in (100, 101):
+        for name in ARMS:
+            if name == "tokens_x3": continue  # as `tokens`
+            for rate in RATES:
+                if any((r["arm"], r["seed"], r["rate"]) == (name, seed, rate) for r in record["tuning"]): continue
+                record["tuning"].append(run(name, seed, rate, validate=True, seconds=seconds))
+                write(path, record)
+                print("tune", name, seed, rate, record["tuning"][-1]["scores"], record["tuning"][-1]["cpu_seconds"], flush=True)
+    for name in ARMS.keys() - {"tokens_x3"}:
+        mean = lambda rate: sum(r["scores"]["own"] for r in record["tuning"] if (r["arm"], r["rate"]) == (name, rate))
+        record["tuned"][name] = max(RATES, key=mean)
+    record["tuned"]["tokens_x3"] = record["tuned"]["tokens"]
+    write(path, record)
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("arms", nargs="*")
+    options.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
+    options.add_argument("--seconds", type=float, default=20., help="CPU time of the supervised arms; about that of `tokens`")
+    options.add_argument("--record", type=Path, default=ROOT / "results/rl.json")
+    options.add_argument("--tune", action="store_true")
+    given = options.parse_args()
+    torch.set_num_threads(1); transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
+    record = json.loads(given.record.read_text()) if given.record.exists() else header()
+    if given.tune: return tune(given.record, record, given.seconds)
+    for seed in given.seeds:
+        for name in ["base", *(given.arms or ARMS)]:
+            if any((r["arm"], r["seed"]) == (name, seed) for r in record["runs"]): continue
+            made = before(seed) if name == "base" else run(name, seed, record["tuned"][name], seconds=given.seconds)
+            record["runs"].append(made)
+            write(given.record, record)
+            print(name, seed, made["scores"], made.get("cpu_seconds"), flush=True)
+
+if __name__ == "__main__": main()
