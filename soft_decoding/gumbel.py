@@ -103,6 +103,7 @@ class GumbelMixer(Mixer):
     hard: bool = False  # Feed the token with the largest weight
     straight_through: bool = False  # The same, with the gradient of the soft weights
     density: str = "concrete"  # "concrete", or "perturbed": score the noisy logits instead of the weights
+    noise_floor: float | None = None  # Noise below it is raised to it; the score is then no density any more
 
     def __post_init__(self):
         number = isinstance(self.tau, (int, float)) or isinstance(self.tau, Tensor) and self.tau.dim() == 0
@@ -121,7 +122,9 @@ def __call__(
 ) -> SoftToken:
     "Draw weights; the read-out is the token with the largest."
     tau = self.at(getattr(ctx, "step", 0))
-    z = _on(dist, dist.log_probs() + _noise(ctx, dist), 0.)  # -inf over tau has no derivative in tau
+    noise = _noise(ctx, dist)
+    if self.noise_floor is not None: noise = noise.clamp_min(self.noise_floor)
+    z = _on(dist, dist.log_probs() + noise, 0.)  # -inf over tau has no derivative in tau
     log_w, z = _on(dist, z / tau, -math.inf).log_softmax(-1), _on(dist, z, -math.inf)
     token = TokenDist(dist.ids, log_w).argmax()
     tau = torch.as_tensor(tau, dtype=log_w.dtype, device=log_w.device).detach().expand(token.shape)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIGNS', 'VALUES', 'SoftGRPOConfig', 'encode_prompts', 'PromptBatches', 'RewardError', 'reward_name', 'call_rewards',
            'ModelReward', 'PolicyModule', 'Generation', 'SoftGRPOTrainer', 'SoftPPOConfig', 'ValueHead',
-           'SoftPPOTrainer']
+           'SoftPPOTrainer', 'pathwise_reward', 'check_judge']
 
 # %% ../nbs/08a_rl_trainer.ipynb #b11c5054
 import asyncio, inspect, math, warnings
@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from .dist import Sampling
+from .soft_embed import mix_embeds
 from .gumbel import GumbelMixer
 from .rollout import Phase, State, soft_rollout
 from .decode import bound_think
@@ -57,9 +58,9 @@ class SoftGRPOConfig(SafeTrainingArguments):
     scale_rewards: bool | str = True  # Deviation that advantages are divided by: "group" (True), "batch", "none" (False)
     reward_weights: list | None = None  # One per reward function; None: all 1
     mask_truncated_completions: bool = False  # Learn nothing from completions that did not end
-    mask_correct_below: float | None = None  # Learn nothing from groups whose best reward is below
     entropy_coef: float = 0.  # Weight of the mean entropy, which is added to the objective
     importance_cap: float | None = None  # Weigh steps by pi_old / pi_recorded, at most this; None: 1
+    pathwise: float = 0.  # Share of the gradient that flows through `judge`, in [0, 1]; the rest is the score's
     shuffle_dataset: bool = True  # Draw prompts in another order in every epoch
 
     def __post_init__(self):
@@ -68,6 +69,7 @@ class SoftGRPOConfig(SafeTrainingArguments):
         for name in ("max_completion_length", "num_generations", "num_iterations", "steps_per_generation"):
             if (value := getattr(self, name)) < 1: raise ValueError(f"`{name}` must be at least 1, got {value}.")
         self._check_batches()
+        if not 0 <= self.pathwise <= 1: raise ValueError(f"`pathwise` must be in [0, 1], got {self.pathwise}.")
         if self.answer_temperature <= 0:
             raise ValueError(f"`answer_temperature` must be positive, or nothing is drawn, got {self.answer_temperature}.")
         for name in ("beta", "epsilon", "importance_cap"):
@@ -219,12 +221,13 @@ class PolicyModule(nn.Module):
         pad: int = 0,  # Read-out of finished rows
         reference=None,  # Model to stay near; None: the model without its adapters
         value_head: nn.Module | None = None,  # Last hidden state -> value
+        judge=None,  # Reward model that reads mixtures
     ):
         super().__init__()
         check_scored(mixer, sampling, answer_sampling)
         self.model, self.value_head, self.together = model, value_head, False
         self.learned = sampling if isinstance(sampling, nn.Module) else None
-        self.reference = (reference,)  # not a part of this module
+        self.reference, self.judge = (reference,), (judge,)  # no parts of this module
         self.plugs = dict(mixer=mixer, sampling=sampling, answer_sampling=answer_sampling)
         self.think, self.length, self.ends, self.pad = think, length, tuple(ends), pad
 
@@ -243,24 +246,28 @@ class PolicyModule(nn.Module):
         prompts: dict | None = None,  # `input_ids` and `attention_mask` to draw from
         generator: list | None = None,  # One per row
         with_kl: bool = False,  # The divergence from the reference as well
+        seeds: Tensor | None = None,  # Of the rows' noise: the answer of `judge` as well
     ) -> dict | tuple:
         "Scores of draws, or state and steps of a rollout."
         if draws is None: return self.draw(prompts, generator)
-        return self.score(draws, with_kl)
+        out = self.score(draws, with_kl)
+        return out if seeds is None else dict(out, pathwise=self.pathwise(draws, seeds))
 
 # %% ../nbs/08a_rl_trainer.ipynb #efe88062
 @patch
-@torch.no_grad()
 def draw(
     self: PolicyModule,
     prompts: dict,  # `input_ids` and `attention_mask` `(b, t)`
     generator: list,  # One per row
-) -> tuple:  # State and steps, with draws and their log-probabilities
+    grad: bool = False,  # Keep the graph, and all of what is fed, instead of draws and log-probabilities
+) -> tuple:  # State and steps
     "Completions, one per row."
     state = State.start(self.model, **prompts, think=self.think)
+    everything = getattr(self.plugs["sampling"], "top_k", None) or len(self.model.get_input_embeddings().weight)
+    kept = dict(trace_k=everything) if grad else dict(trace_k=0, keep=("draw", "log_prob"))
     return soft_rollout(
-        self.model, state, self.length, **self.plugs, think=self.think, do_sample=True, generator=generator,
-        stopping=_Ends(self.ends) if self.ends else None, pad_token_id=self.pad, trace_k=0, keep=("draw", "log_prob"))
+        self.model, state, self.length, **self.plugs, **kept, think=self.think, do_sample=True, generator=generator, grad=grad,
+        stopping=_Ends(self.ends) if self.ends else None, pad_token_id=self.pad)
 
 # %% ../nbs/08a_rl_trainer.ipynb #408ccdbd
 @dataclass
@@ -316,6 +323,7 @@ class Generation:
     logps: Tensor | None = None  # The same, scored in one pass `(b, s)`; None: the first loss takes its own
     values: Tensor | None = None  # Expected before each step `(b, s)`; None: no value function
     returns: Tensor | None = None  # What the values are to become `(b, s)`
+    seeds: Tensor | None = None  # Of the rows' noise `(b,)`
 
     def rows(self, idx):
         "Some of the rows."
@@ -341,11 +349,13 @@ class SoftGRPOTrainer(SafeTrainer):
         sampling: Callable | None = None,  # Mixing filters, if a module trained too; None: those of `args`
         think: Callable | None = None,  # Where a completion is soft; None: by `think_*` of `args`
         reference: nn.Module | None = None,  # Frozen model for `beta`; None: `model` without its adapters
+        judge: nn.Module | None = None,  # Reward model that is fed the mixtures, for `pathwise`
         peft_config=None,  # Adapters to train instead of the model
         **kwargs,  # Of `transformers.Trainer`
     ):
         args = self.arguments("soft_policy") if args is None else args
-        self.plugs = dict(mixer=GumbelMixer(.5) if mixer is None else mixer, sampling=sampling, think=think, reference=reference)
+        self.plugs = dict(mixer=GumbelMixer(.5) if mixer is None else mixer, sampling=sampling, think=think, reference=reference,
+                          judge=judge)
         self.tokenizer, self.last_completions, self.reward_funcs = processing_class, [], []
         self.generation, self._meter, self._sums, self._calm = None, {}, {}, Counter()
         super().__init__(model, args, list, train_dataset, eval_dataset, processing_class, peft_config=peft_config, **kwargs)
@@ -353,7 +363,8 @@ class SoftGRPOTrainer(SafeTrainer):
         if args.reward_weights is not None and len(args.reward_weights) != len(self.reward_funcs):
             raise ValueError(f"`reward_weights` must have one weight per reward, {len(self.reward_funcs)}, got "
                              f"{len(args.reward_weights)}.")
-        if reference is not None: reference.eval().requires_grad_(False).to(self.args.device)
+        for frozen in (reference, judge):
+            if frozen is not None: frozen.eval().requires_grad_(False).to(self.args.device)
         for hook in (_Boundary, _Epoch): self.add_callback(hook(self))
 
 # %% ../nbs/08a_rl_trainer.ipynb #92a35c0f
@@ -382,14 +393,16 @@ def make_module(
     model,  # A causal language model, with its adapters
 ) -> PolicyModule:
     "The module around a model, as the plugs and the arguments want it."
-    args, (mixer, sampling, think, reference) = self.args, self.plugs.values()
+    args, (mixer, sampling, think, reference, judge) = self.args, self.plugs.values()
     if args.beta and reference is None and not hasattr(model, "disable_adapter"):
         raise ValueError("`beta` needs a `reference`, or peft adapters that can be switched off.")
+    if args.pathwise and judge is None: raise ValueError("`pathwise` needs a reward model as `judge`.")
+    if judge is not None: check_judge(judge, model)
     if think is None: think = _think_of(args)
     self._check_dropout(model)
     return PolicyModule(
         model, mixer=mixer, sampling=sampling or args.sampling(), answer_sampling=Sampling(args.answer_temperature),
-        think=bound_think(think, self.tokenizer), length=args.max_completion_length, reference=reference,
+        think=bound_think(think, self.tokenizer), length=args.max_completion_length, reference=reference, judge=judge,
         ends=_end_ids(model, self.tokenizer), pad=getattr(self.tokenizer, "pad_token_id", None) or 0, value_head=self.value_head(model))
 
 # %% ../nbs/08a_rl_trainer.ipynb #7700f3b0
@@ -457,7 +470,7 @@ def compute_loss(
         _, whole, totals = self.generation
         size = self.args.per_device_train_batch_size
         part = whole.rows(slice(turn * size, (turn + 1) * size))
-        out = model(draws=part.draws, with_kl=self.args.beta > 0)
+        out = model(draws=part.draws, with_kl=self.args.beta > 0, seeds=part.seeds if self.args.pathwise else None)
         loss, stats = self.objective(part, out, totals[turn // self.args.gradient_accumulation_steps])
     self.note(stats)
     return (loss, out) if return_outputs else loss
@@ -482,7 +495,10 @@ def objective(
                   recorded_ratio=mean((old - part.recorded).exp().sub(1).abs(), part.draws.acts),
                   approx_kl=mean(old - out["logps"], part.counts))
     if a.beta: stats["kl"] = mean(out["kl"], part.draws.acts)
-    return mean_loss(losses, part.counts, a.loss_type, total=total, length=a.max_completion_length), stats
+    loss = mean_loss(losses, part.counts, a.loss_type, total=total, length=a.max_completion_length)
+    if not a.pathwise: return loss, stats
+    told = out["pathwise"].mean()
+    return (1 - a.pathwise) * loss - a.pathwise * told, dict(stats, pathwise_reward=told.detach())
 
 # %% ../nbs/08a_rl_trainer.ipynb #a8ae088b
 @patch
@@ -497,9 +513,10 @@ def draw_generation(
     rows = [dict(row) for row in inputs for _ in range(a.num_generations)]
     state, infos = self.complete(model, rows, number)
     generation, ended = self.gathered(state, infos)
+    generation.seeds = torch.tensor(self.row_seeds(len(rows), number))
     try: rewards = self.rewards(rows, state, infos, ended)
     except RewardError as e: raise self._kept(e) from e
-    generation.counts = self._counted(generation.draws, ended, rewards)
+    generation.counts = self._counted(generation.draws, ended)
     if a.num_iterations * a.steps_per_generation > a.gradient_accumulation_steps or self.needs_values: self._rescore(model, generation)
     generation.advantages = self.advantages(generation, rewards)
     self.generation = number, generation, self._totals(generation.counts)
@@ -513,13 +530,22 @@ def complete(
     number: int,  # Of the generation; -1 for an evaluation
 ) -> tuple:  # State and steps of the rollout
     "Draw a completion for every row."
-    first = self.args.process_index * len(rows)
-    seeds = [hash((self.args.seed, number, first + i)) % 2**63 for i in range(len(rows))]
     limit = getattr(self.soft.model.config.get_text_config(), "max_position_embeddings", None)
     prompts = encode_prompts(rows, self.tokenizer, None if limit is None else limit - self.args.max_completion_length)
     prompts = {k: v.to(self.args.device) for k, v in prompts.items()}
-    generators = [torch.Generator(self.args.device).manual_seed(seed) for seed in seeds]
+    generators = [torch.Generator(self.args.device).manual_seed(seed) for seed in self.row_seeds(len(rows), number)]
     with torch.no_grad(), evaluating(model): return model(prompts=prompts, generator=generators)
+
+# %% ../nbs/08a_rl_trainer.ipynb #ce0a8c1c
+@patch
+def row_seeds(
+    self: SoftGRPOTrainer,
+    count: int,  # Completions of this process
+    number: int,  # Of the generation
+) -> list[int]:
+    "Seeds of the noise, by run, generation and row."
+    first = self.args.process_index * count
+    return [hash((self.args.seed, number, first + i)) % 2**63 for i in range(count)]
 
 # %% ../nbs/08a_rl_trainer.ipynb #c98a052d
 @patch
@@ -599,14 +625,9 @@ def note(
 
 # %% ../nbs/08a_rl_trainer.ipynb #e2cf2d6f
 @patch
-def _counted(self: SoftGRPOTrainer, draws, ended, rewards):
+def _counted(self: SoftGRPOTrainer, draws, ended):
     "Steps to learn from."
-    counts, a = draws.acts, self.args
-    if a.mask_truncated_completions: counts = counts & ended[:, None]
-    if a.mask_correct_below is not None:
-        best = rewards.view(-1, a.num_generations).amax(-1, keepdim=True).expand(-1, a.num_generations).flatten()
-        counts = counts & (best >= a.mask_correct_below)[:, None]
-    return counts
+    return draws.acts & ended[:, None] if self.args.mask_truncated_completions else draws.acts
 
 # %% ../nbs/08a_rl_trainer.ipynb #fac442c1
 @patch
@@ -831,3 +852,46 @@ def objective(
     if clip is not None: error = torch.maximum(error, (was + (values - was).clamp(-clip, clip) - part.returns).square())
     missed = mean_loss(error / 2, part.counts, self.args.loss_type, total=total, length=self.args.max_completion_length)
     return loss + self.args.vf_coef * missed, dict(stats, value_loss=missed.detach())
+
+# %% ../nbs/08a_rl_trainer.ipynb #80a260bd
+def pathwise_reward(
+    judge,  # A classifier with one logit, whose token ids are the policy's
+    state: State,  # Where a rollout with `grad=True` stopped
+    infos: list,  # Its steps, with all of what was fed
+) -> Tensor:  # `(b,)`, differentiable in what was fed
+    "What a reward model says of the mixtures."
+    if not all(bool(info.complete.all()) for info in infos):
+        raise ValueError("A reward model needs all of what was fed; give the rollout a larger `trace_k`.")
+    embedding, start = judge.get_input_embeddings(), state.input_ids.shape[1] - len(infos)
+    fed = torch.stack([mix_embeds(info.belief, embedding) for info in infos], 1)  # (b, s, d)
+    embeds = torch.cat([embedding(state.input_ids[:, :start]).to(fed.dtype), fed], 1)
+    alive = torch.stack([info.phase for info in infos], 1) != Phase.DONE
+    mask = torch.cat([state.model_kwargs["attention_mask"][:, :start].bool(), alive], 1)
+    order = mask.long().argsort(dim=-1, stable=True)  # pads to the left: the last position is the row's last
+    embeds, mask = embeds.gather(1, order[..., None].expand_as(embeds)), mask.gather(1, order)
+    places = (mask.cumsum(-1) - 1).clamp_min(0)
+    return judge(inputs_embeds=embeds, attention_mask=mask.long(), position_ids=places).logits[:, 0]
+
+# %% ../nbs/08a_rl_trainer.ipynb #1642eacc
+@patch
+def pathwise(
+    self: PolicyModule,
+    draws: Draws,  # Whose prompts
+    seeds: Tensor,  # Of the rows' noise `(b,)`
+) -> Tensor:  # `(b,)`
+    "The reward model's answer to the same completions, drawn once more with their graph."
+    prompts = dict(input_ids=draws.input_ids[:, :draws.start], attention_mask=draws.attention_mask[:, :draws.start])
+    generators = [torch.Generator(draws.soft.device).manual_seed(seed) for seed in seeds.tolist()]
+    judge, = self.judge
+    return pathwise_reward(judge, *self.draw(prompts, generators, grad=True))
+
+# %% ../nbs/08a_rl_trainer.ipynb #b7a762e4
+def check_judge(
+    judge,  # A reward model
+    model,  # The policy
+):
+    "Refuse a reward model that cannot read the policy's mixtures."
+    sizes = [len(m.get_input_embeddings().weight) for m in (judge, model)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"`judge` must have the policy's vocabulary to be fed its mixtures, {sizes[1]} rows, got {sizes[0]}.")
+    if judge.config.num_labels != 1: raise ValueError(f"`judge` must have one logit, got {judge.config.num_labels} labels.")
