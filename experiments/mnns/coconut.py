@@ -5,8 +5,9 @@
     python experiments/mnns/coconut.py hidden --tune        settings to try, on sums that are not the held-out ones
 
 Two pairs of arms differ in what is fed and in nothing else: `hidden` and `mixture` are trained with Coconut's curriculum,
-on one discrete chain per problem, drawn afresh, `pause` and `cot` beside them; `hidden_soft` and `mixture_soft` have a
-soft label at every step and no curriculum. Model, data, split, batch and length of training are those of `train.py`.
+on one discrete chain per problem, drawn afresh, `pause` and `cot` beside them; `hidden_drawn` and `mixture_drawn` have a
+label at every step, drawn from the open partial sums, and no curriculum. Model, data, split, batch and length of training
+are those of `train.py`.
 """
 import argparse, fcntl, json, platform, tempfile, time
 from contextlib import contextmanager
@@ -30,9 +31,9 @@ MARKERS, STEPS = ("<bot>", "<eot>"), TASK.digits - 1
 
 @dataclass
 class Arm:
-    about: str                 # One line for tables
-    fed: str                   # "hidden", "mixture", "pause" or "token": what a latent position is fed
-    labels: str = "curriculum" # "curriculum", "chain" (stage 0 throughout) or "soft" (a soft label at every step)
+    about: str                  # One line for tables
+    fed: str                    # "hidden", "mixture", "pause" or "token": what a latent position is fed
+    labels: str = "curriculum"  # "curriculum", "chain" (stage 0 throughout) or "drawn" (an open sum at every step)
 
 
 ARMS = dict(
@@ -40,11 +41,15 @@ ARMS = dict(
     mixture=Arm("mixture, the same curriculum", "mixture"),
     pause=Arm("pause token, the same curriculum", "pause"),
     cot=Arm("one discrete chain, written out", "token", "chain"),
-    hidden_soft=Arm("last hidden state, soft labels, no guidance", "hidden", "soft"),
-    mixture_soft=Arm("mixture, soft labels, no guidance", "mixture", "soft"),
+    hidden_drawn=Arm("last hidden state, a drawn label at every step", "hidden", "drawn"),
+    mixture_drawn=Arm("mixture, a drawn label at every step", "mixture", "drawn"),
 )
-SETTINGS = dict(epochs=12, schedule="constant", lr=6e-3)  # Of the curriculum: peak rate, its course, epochs of a stage
-TRIED = dict(epochs=[12, 5], schedule=["constant", "cosine"], lr=[6e-3, 2e-3])
+SETTINGS = dict(  # Epochs of a stage, the course of the learning rate, and its peak
+    curriculum=dict(epochs=12, schedule="cosine", lr=6e-3), drawn=dict(epochs=50, schedule="cosine", lr=6e-3))
+SETTINGS["chain"] = SETTINGS["curriculum"]
+TRIED = dict(
+    curriculum=dict(epochs=[12], schedule=["constant", "cosine"], lr=[6e-3, 2e-3]),
+    drawn=dict(epochs=[50], schedule=["cosine"], lr=[6e-3, 2e-3]))
 
 
 class Drawn(CoconutRows):
@@ -75,7 +80,7 @@ def paused(collate):
 
 def tokenizer_of(arm):
     tokenizer = TASK.tokenizer()
-    if arm.labels != "soft": tokenizer.add_tokens(list(MARKERS), special_tokens=True)
+    if arm.labels != "drawn": tokenizer.add_tokens(list(MARKERS), special_tokens=True)
     return tokenizer
 
 
@@ -86,7 +91,7 @@ def read_out(arm, model, tokenizer, problems, fed=None):
     if fed == "token": options["top_k"] = 1
     if fed == "pause": options["steps"] = 0
     if fed == "pause": between = " ".join([*[MARKERS[0]] * (STEPS + 1), MARKERS[1]])
-    if arm.labels == "soft": return accuracy(model, tokenizer, problems, **options)
+    if arm.labels == "drawn": return accuracy(model, tokenizer, problems, **options)
     if arm.labels == "chain" or fed == "pause":
         problems = [replace(p, prompt=f"{p.prompt} {between}") for p in problems]
     else: problems = [replace(p, prompt=f"{p.prompt} {MARKERS[0]}", end=MARKERS[1]) for p in problems]
@@ -95,8 +100,8 @@ def read_out(arm, model, tokenizer, problems, fed=None):
 
 def data_of(arm, problems, tokenizer, seed, epochs):
     "What an arm trains on, and how it is put into batches."
-    if arm.labels == "soft":
-        data = ChainDataset(problems, tokenizer, "soft", seed=seed)
+    if arm.labels == "drawn":
+        data = ChainDataset(problems, tokenizer, "hard", chains=partial(TASK.chains, kind="random"), seed=seed)
         return data, data.collate
     data = Drawn(problems, tokenizer, seed, 0 if arm.labels == "chain" else STEPS, epochs_per_stage=epochs,
                  markers=tokenizer.convert_tokens_to_ids(list(MARKERS)), max_stage=STEPS)
@@ -139,7 +144,7 @@ def header(train, heldout):
     "What is the same for all runs."
     return dict(
         what="MNNS, 4 digits 1-9: the last hidden state fed back, and the mixture; scored on held-out multisets",
-        config=dict(asdict(CFG), steps=CFG.long_steps, latents=STEPS, curriculum=SETTINGS),
+        config=dict(asdict(CFG), steps=CFG.long_steps, latents=STEPS, settings=SETTINGS),
         arms={name: asdict(arm) for name, arm in ARMS.items()},
         parameters=sum(p.numel() for p in mnns.make_model(CFG, TASK.tokenizer(), 0).parameters()),
         train=len(train), heldout=len(heldout), rules=TASK.rules(heldout, train),
@@ -153,10 +158,10 @@ def opened(path, fresh):
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         record = json.loads(path.read_text()) if path.exists() else fresh
-        yield record
         if record["runs"] and record["config"] != fresh["config"]:
             raise ValueError(f"{path} was made with another config; delete it first.")
         record["config"], record["arms"] = fresh["config"], fresh["arms"]
+        yield record
         record["runs"].sort(key=lambda r: (r["seed"], list(ARMS).index(r["arm"])))
         lines = lambda rows: "[\n  " + ",\n  ".join(map(json.dumps, rows)) + "\n ]" if rows else "[]"
         head = json.dumps(dict(record, tuning=[], runs=[]), indent=1).removesuffix(' "tuning": [],\n "runs": []\n}')
@@ -168,9 +173,9 @@ def opened(path, fresh):
 def tune(names, path, fresh):
     "Each setting once, seed 0, scored on multisets taken from the training part."
     train, heldout = TASK.split(CFG.heldout, CFG.split_seed, validate=True)
-    tried = [dict(zip(TRIED, values)) for values in product(*TRIED.values())]
     for name in names:
-        for settings in tried:
+        options = TRIED[ARMS[name].labels]
+        for settings in (dict(zip(options, values)) for values in product(*options.values())):
             known = json.loads(path.read_text())["tuning"] if path.exists() else []
             if any(r["arm"] == name and r["settings"] == settings for r in known): continue
             found = run(name, 0, train, heldout, settings)
@@ -192,12 +197,12 @@ def main():
     transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
     train, heldout = TASK.split(CFG.heldout, CFG.split_seed)
     fresh = header(train, heldout)
-    if args.tune: return tune(args.arms or ["hidden", "mixture"], args.record, fresh)
+    if args.tune: return tune(args.arms or ["hidden", "hidden_drawn"], args.record, fresh)
     for seed in args.seeds:
         for name in args.arms or ARMS:
             known = json.loads(args.record.read_text())["runs"] if args.record.exists() else []
             if any((r["arm"], r["seed"]) == (name, seed) for r in known): continue
-            result = run(name, seed, train, heldout, SETTINGS)
+            result = run(name, seed, train, heldout, SETTINGS[ARMS[name].labels])
             with opened(args.record, fresh) as record: record["runs"].append(result)
             print(name, seed, f"{result['cpu_seconds']} s",
                   {k: round(s["accuracy"], 4) for k, s in result["scores"].items()}, flush=True)
