@@ -228,13 +228,14 @@ def load_model(
     where, dtype, device = find_model(model), torch_dtype(dtype), torch_device(device)
     from transformers import AutoModelForCausalLM, AutoTokenizer
     try:
-        base, words = _adapter_base(where)
+        base, words, learned = _adapter_base(where)
         local = Path(base).is_dir() or not _hub_answers()
         options = dict(trust_remote_code=trust_remote_code, local_files_only=local)
         tokenizer = AutoTokenizer.from_pretrained(words, **options)
         model, info = AutoModelForCausalLM.from_pretrained(
-            where, use_safetensors=True, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
-            **options)
+            base if learned else where, use_safetensors=True, dtype=dtype, output_loading_info=True,
+            ignore_mismatched_sizes=True, **options)
+        if learned: model = _with_learned(model, where, local)
     except ImportError: raise
     except Exception as e: raise ValueError(_load_error(where, e)) from e
     if wrong := sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"]})):
@@ -258,16 +259,25 @@ def _hub_answers(seconds=3):
 
 # %% ../nbs/11_cli.ipynb #cfc2f8c7
 def _adapter_base(where):
-    "Where the base of an adapter is, and its tokenizer; for a model, itself twice."
+    "Where an adapter's base and tokenizer are (a model is both), and whether it learned virtual tokens."
     from transformers.utils import cached_file, find_adapter_config_file
     local = Path(where).is_dir() or not _hub_answers()
     options = dict(_raise_exceptions_for_missing_entries=False, local_files_only=local)
     get = lambda name: cached_file(where, name, **options)
-    if (config := find_adapter_config_file(where, local_files_only=local)) is None: return where, where
+    if (config := find_adapter_config_file(where, local_files_only=local)) is None: return where, where, False
     if get("adapter_model.safetensors") is None:
         raise ValueError("the adapter has no adapter_model.safetensors, and nothing else is read")
-    base = json.loads(Path(config).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    return base, base if get("tokenizer_config.json") is None else where
+    config = json.loads(Path(config).read_text(encoding="utf-8"))
+    base, learned = config["base_model_name_or_path"], config.get("num_virtual_tokens") is not None
+    return base, base if get("tokenizer_config.json") is None else where, learned
+
+# %% ../nbs/11_cli.ipynb #11ad0001
+def _with_learned(model, where, local):
+    "The base with learned virtual tokens; transformers itself loads all other adapters, and not these."
+    from peft import PeftModel
+    model = PeftModel.from_pretrained(model, where, local_files_only=local)
+    if str(model.active_peft_config.peft_type.value) != "MULTITASK_PROMPT_TUNING": return model
+    raise ValueError("it learned virtual tokens for several tasks, and no prompt says which")
 
 # %% ../nbs/11_cli.ipynb #88366f73
 def _load_error(where, error):
@@ -554,13 +564,14 @@ def _own_markers(tokenizer, o):
 # %% ../nbs/11_cli.ipynb #d489a35d
 def _encode(model, tokenizer, text, o):
     "Ids of a prompt; raise for one that the model cannot take."
-    from soft_decoding.rollout import context_length
+    from soft_decoding.rollout import context_length, text_room
     _check_text(text)
     ids = _chat_ids(tokenizer, text) if o.chat else _prompt_ids(tokenizer, text)
     if not ids: raise ValueError("the tokenizer makes no tokens of the prompt; are its files with the model?")
-    limit = context_length(model)
-    if limit is not None and len(ids) >= limit:
-        raise ValueError(f"the prompt of {len(ids)} tokens leaves no room in the context of {limit}; "
+    whole, room = context_length(model), text_room(model)
+    if room is not None and len(ids) >= room:
+        taken = f", of which the model's virtual tokens take {whole - room}" if room < whole else ""
+        raise ValueError(f"the prompt of {len(ids)} tokens leaves no room in the context of {whole}{taken}; "
                          "shorten it.")
     if o.model is None and tokenizer.unk_token_id in ids:
         raise ValueError("the shipped model knows numbers only, such as '3 1 4 2', "
