@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIGNS', 'VALUES', 'SoftGRPOConfig', 'encode_prompts', 'PromptBatches', 'RewardError', 'reward_name', 'call_rewards',
            'ModelReward', 'PolicyModule', 'Generation', 'SoftGRPOTrainer', 'SoftPPOConfig', 'ValueHead',
-           'SoftPPOTrainer', 'pathwise_reward', 'check_judge']
+           'SoftPPOTrainer', 'pathwise_reward', 'check_judge', 'reward_figure']
 
 # %% ../nbs/08a_rl_trainer.ipynb #b11c5054
 import asyncio, inspect, math, warnings
@@ -895,3 +895,19 @@ def check_judge(
     if sizes[0] != sizes[1]:
         raise ValueError(f"`judge` must have the policy's vocabulary to be fed its mixtures, {sizes[1]} rows, got {sizes[0]}.")
     if judge.config.num_labels != 1: raise ValueError(f"`judge` must have one logit, got {judge.config.num_labels} labels.")
+
+# %% ../nbs/08a_rl_trainer.ipynb #e0bb6efb
+def reward_figure(
+    logs: list | dict,  # `trainer.state.log_history`, or several by name
+    shown: tuple = ("reward", "entropy", "clip_fraction_soft"),  # A panel each
+):  # A figure
+    "How rewards, and what else was logged, went over the updates."
+    from matplotlib.figure import Figure
+    logs, fig = logs if isinstance(logs, dict) else {"": logs}, Figure(figsize=(6.5, 2.2), layout="constrained")
+    for ax, name in zip(fig.subplots(1, len(shown)), shown):
+        for label, log in logs.items():
+            seen = [(entry["step"], entry[name]) for entry in log if name in entry]
+            if seen: ax.plot(*zip(*seen), label=label)
+        ax.set(xlabel="update", title=name.replace("_", " "))
+    if len(logs) > 1: fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(logs), frameon=False)
+    return fig

@@ -1,7 +1,7 @@
 """Reinforcement learning on soft tokens and on plain ones, from one model that was taught discrete chains.
 
     python experiments/rl/run.py                 what results/rl.json does not hold yet, seeds 0 to 7
-    python experiments/rl/run.py --tune          learning rates, on validation problems (seeds 100 and 101)
+    python experiments/rl/run.py --tune          learning rates, on validation problems (seed 100; --seeds for others)
     python experiments/rl/run.py gumbel --seeds 0
 
 MNNS with four numbers of 1 to 20: no rule scores high. Every seed teaches a model of its own, discretely; each arm goes on
@@ -180,9 +180,9 @@ def write(path, record):
     part.write_text(text + "\n")
     part.replace(path)
 
-def tune(path, record, seconds):
-    "Two validation seeds and three rates per arm; the best mean of the arm's own sampler."
-    for seed in (100, 101):
+def tune(path, record, seconds, seeds):
+    "Three rates per arm on validation problems; the best mean of the arm's own sampler."
+    for seed in seeds:
         for name in ARMS:
             if name == "tokens_x3": continue  # as `tokens`
             for rate in RATES[ARMS[name]["kind"]]:
@@ -199,15 +199,15 @@ def tune(path, record, seconds):
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("arms", nargs="*")
-    options.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
+    options.add_argument("--seeds", type=int, nargs="+")
     options.add_argument("--seconds", type=float, default=20., help="CPU time of the supervised arms; about that of `tokens`")
     options.add_argument("--record", type=Path, default=ROOT / "results/rl.json")
     options.add_argument("--tune", action="store_true")
     given = options.parse_args()
     torch.set_num_threads(1); transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
     record = json.loads(given.record.read_text()) if given.record.exists() else header()
-    if given.tune: return tune(given.record, record, given.seconds)
-    for seed in given.seeds:
+    if given.tune: return tune(given.record, record, given.seconds, given.seeds or [100])
+    for seed in given.seeds or range(8):
         for name in ["base", *(given.arms or ARMS)]:
             if any((r["arm"], r["seed"]) == (name, seed) for r in record["runs"]): continue
             made = before(seed) if name == "base" else run(name, seed, record["tuned"][name], seconds=given.seconds)
