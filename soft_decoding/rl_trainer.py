@@ -359,6 +359,8 @@ class SoftGRPOTrainer(SafeTrainer):
         self.tokenizer, self.last_completions, self.reward_funcs = processing_class, [], []
         self.generation, self._meter, self._sums, self._calm = None, {}, {}, Counter()
         super().__init__(model, args, list, train_dataset, eval_dataset, processing_class, peft_config=peft_config, **kwargs)
+        if self.soft.together:
+            raise ValueError("Rewards need whole weights on every process; leave out `fsdp` and `deepspeed`.")
         self.reward_funcs = _reward_list(reward_funcs, reward_processing_classes, self.tokenizer)
         if args.reward_weights is not None and len(args.reward_weights) != len(self.reward_funcs):
             raise ValueError(f"`reward_weights` must have one weight per reward, {len(self.reward_funcs)}, got "
