@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPECIALS', 'ENTITIES', 'CONCEPTS', 'Problem', 'word_tokenizer', 'MNNS', 'distances', 'frontiers', 'ProsQA',
-           'parse_number', 'extract_answer', 'check_answer', 'gsm8k', 'svamp', 'encode_problem', 'collate_problems',
-           'prompt_batch', 'ChainDataset', 'clustered_error', 'accuracy']
+           'parse_number', 'extract_answer', 'check_answer', 'gsm8k', 'svamp', 'load_problems', 'encode_problem',
+           'collate_problems', 'prompt_batch', 'ChainDataset', 'clustered_error', 'accuracy']
 
 # %% ../nbs/09_tasks.ipynb #b9ae8d17
 import json, os, random, re, threading
@@ -687,6 +687,16 @@ def _math_verify():
     read = lambda formula: parse(f"${formula}$", fallback_mode="no_fallback", parsing_timeout=limit)
     return lambda gold, formula: bool(verify(read(gold), read(formula), timeout_seconds=limit))
 
+# %% ../nbs/09_tasks.ipynb #d334b8df
+@patch
+def said(
+    self: Problem,
+    text: str,  # What a model wrote after the prompt
+) -> str | None:  # A number as written, or the last word; None where there is none
+    "The answer in `text`, in the form in which answers are compared."
+    if self.kind == "number": return extract_answer(text)
+    return (re.findall(r"\w+", re.sub(r"<[^<>]*>", " ", text)) or [None])[-1]
+
 # %% ../nbs/09_tasks.ipynb #e731c93b
 @patch
 @delegates(check_answer)
@@ -697,8 +707,8 @@ def check(
 ) -> bool:
     "Whether `text` ends in the right answer."
     if self.kind == "number": return check_answer(text, self.answer, **kwargs)
-    last = lambda s: (re.findall(r"\w+", re.sub(r"<[^<>]*>", " ", s)) or [None])[-1]
-    return last(text) is not None and last(text) == last(self.answer)
+    last = self.said(text)
+    return last is not None and last == self.said(self.answer)
 
 # %% ../nbs/09_tasks.ipynb #5f2c014b
 def _word_records(path, task, name, hub, split):
@@ -763,6 +773,34 @@ def _svamp_problem(where, record, template):
     equation = number(re.sub(r"^\((.*)\)$", r"\1", record["Equation"].strip()).strip())
     return Problem(_ask(template, f"{body} {record['Question'].strip()}"), answer, [f"{equation} = {answer}"],
                    end="####", sep="\n", group=record.get("ID", ""), record=record)
+
+# %% ../nbs/09_tasks.ipynb #c1a74686
+def load_problems(
+    source,  # A JSONL or JSON file, a data set of `datasets`, or a list of dicts; `Problem`s stay as they are
+    *,
+    prompt: str = "prompt",  # Column of the prompt
+    answer: str = "answer",  # Column of the right answer
+    template: str | None = None,  # Around the prompt, with `{question}` for it; None: nothing
+) -> list[Problem]:
+    "Problems from rows with a prompt and an answer."
+    if isinstance(source, (str, Path)): rows = _read_records(source)
+    else: rows = [(f"row {i}", r) for i, r in enumerate(source, 1)]
+    make = lambda where, r: r if isinstance(r, Problem) else _row_problem(where, r, prompt, answer, template)
+    found = [make(*row) for row in rows]
+    if not found: raise ValueError(f"`source` must hold at least one problem, got none{_named(source)}.")
+    return found
+
+# %% ../nbs/09_tasks.ipynb #7fab9d96
+def _named(source): return f" in {Path(source).name}" if isinstance(source, (str, Path)) else ""
+
+def _row_problem(where, row, prompt, answer, template):
+    "One row as a problem; a column `group` names its group."
+    _need(where, row, prompt, answer)
+    for name in (prompt, answer):
+        if row[name] is None or not str(row[name]).strip(): raise ValueError(f"{where}: `{name}` is empty.")
+    gold, text = str(row[answer]).strip(), str(row[prompt])
+    return Problem(text if template is None else _ask(template, text), gold, group=str(row.get("group", "")),
+                   kind="word" if parse_number(gold) is None else "number", record=dict(row))
 
 # %% ../nbs/09_tasks.ipynb #7d4f049f
 def _ids(tokenizer, text, **kwargs):
@@ -840,13 +878,24 @@ def collate_problems(
     if any(i.get("soft") is not None for i in items): batch["target_dists"] = soft_targets(items, batch)
     return batch
 
+# %% ../nbs/09_tasks.ipynb #bcd97d05
+def _chat_ids(tokenizer, text):
+    "Ids of a text as the user's turn of a chat."
+    if tokenizer.chat_template is None:
+        raise ValueError("`chat=True` needs a tokenizer with a chat template; this one has none.")
+    turn = [dict(role="user", content=text)]
+    return tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
+
 # %% ../nbs/09_tasks.ipynb #da2c775c
 def prompt_batch(
     problems: list[Problem],  # Whose prompts to decode
     tokenizer,  # Of the model
+    *,
+    chat: bool = False,  # Put each prompt into the chat template, as the user's turn
 ) -> dict:  # `input_ids`, `attention_mask` `(b, t)`, left-padded
     "Prompts ready for `soft_generate`."
-    ids = _all_ids(tokenizer, [p.prompt for p in problems])
+    if chat: ids = [_chat_ids(tokenizer, p.prompt) for p in problems]
+    else: ids = _all_ids(tokenizer, [p.prompt for p in problems])
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     width = max(map(len, ids))
     return dict(input_ids=torch.tensor([[pad] * (width - len(x)) + x for x in ids]),
