@@ -473,8 +473,10 @@ def run_settings(model, problems, arms, *, budget, batch_size, chat, seeds) -> d
     common = dict(model=fingerprint(model), dtype=str(model.dtype), device=model.device.type,
                   task=f"{len(problems)} problems, {digest:x}", max_new_tokens=budget, batch_size=batch_size,
                   chat=chat, seeds=list(seeds))
-    text = lambda arm: described(dict(door=arm.door, votes=arm.votes, sampling=arm.sampling, **arm.options))
-    return common | {f"decoder {arm.name}": text(arm) for arm in arms}
+    for arm in arms:
+        own = dict(door=arm.door, votes=arm.votes, sampling=arm.sampling, **arm.options)
+        common |= {f"{arm.name}, {k}": described(v) for k, v in own.items()}
+    return common
 
 # %% ../nbs/10_eval.ipynb #f8f14ada
 def compare(
@@ -534,6 +536,7 @@ def _check_compare(arms, seeds, budget, batch_size):
 # %% ../nbs/10_eval.ipynb #9e26e939
 class Table(str):
     "A table in markdown, which notebooks show as one."
+    def __repr__(self): return str(self)
     def _repr_markdown_(self): return str(self)
 
 def as_table(
@@ -693,7 +696,7 @@ def plot(
     if axes is None: _, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
     places = {cost: _apart([r[cost] for r in rows]) for cost in ("tokens", "passes")}
     for i, r in enumerate(rows):
-        plain = "door: 'generate'" in self.settings.get(f"decoder {r['decoder']}", "")
+        plain = self.settings.get(f"{r['decoder']}, door") == "'generate'"
         color, marker = "0.55" if plain else _COLORS[i % len(_COLORS)], _MARKERS[i % len(_MARKERS)]
         spread = [[max(0., r["accuracy"] - r["low"])], [max(0., r["high"] - r["accuracy"])]]
         for ax, place in zip(axes, places.values()):
