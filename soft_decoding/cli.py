@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXPECTED', 'SHIPPED', 'DEFAULTS', 'KEYS', 'Incomplete', 'command', 'find_model', 'quiet', 'torch_device',
-           'torch_dtype', 'load_model', 'sampling_of', 'check_writable', 'AnswerStream', 'belief_table', 'read_prompts',
-           'generate']
+           'torch_dtype', 'load_model', 'sampling_of', 'named_settings', 'check_writable', 'AnswerStream',
+           'belief_table', 'read_prompts', 'generate']
 
 # %% ../nbs/11_cli.ipynb #36963eee
 import argparse, difflib, json, os, re, shutil, sys, traceback
@@ -322,21 +322,26 @@ def _asked_recipe(o):
     if said := [k for k in _BY_RECIPE if getattr(o, k)]:
         raise ValueError(f"`--recipe` says what `--{said[0]}` says; leave one of them out, or give the recipe the "
                          f"setting: --recipe {o.recipe},{said[0]}=...")
-    name, *words = o.recipe.split(",")
-    if wrong := [word for word in words if "=" not in word]:
-        raise ValueError(f"`--recipe` takes name,setting=value,...; got the setting {wrong[0]!r}.")
-    changes = {k: _value(v) for k, v in (word.split("=", 1) for word in words)}
+    name, changes = named_settings(o.recipe)
     has_span, said = "think" in check_recipe(name, changes), (o.think, o.think_start, o.think_end) != (None,) * 3
     if said and not has_span: raise ValueError(f"{name} has no span that `--think` could set; leave it out.")
     if has_span and not said and o.model is None: o.think = DEFAULTS["shipped"]["think"]
     return name, changes
 
 # %% ../nbs/11_cli.ipynb #f0b1d50a
-def _value(text):
-    "A number, a list or a truth value, else the text itself."
+def named_settings(
+    text: str,  # As on the command line: `name,setting=value,...`
+    option: str = "--recipe",  # That it was given to
+) -> tuple[str, dict]:  # Name, and settings: numbers, lists and truth values, else text
+    "A name with its settings."
     from ast import literal_eval
-    try: return literal_eval(text)
-    except (ValueError, SyntaxError): return text
+    name, *words = text.split(",")
+    if wrong := [word for word in words if "=" not in word]:
+        raise ValueError(f"`{option}` takes name,setting=value,...; got the setting {wrong[0]!r}.")
+    def value(text):
+        try: return literal_eval(text)
+        except (ValueError, SyntaxError): return text
+    return name, {k: value(v) for k, v in (word.split("=", 1) for word in words)}
 
 # %% ../nbs/11_cli.ipynb #0dcce0ef
 def _made_recipe(o, tokenizer):

@@ -116,9 +116,9 @@ def arm_filters(
     "Where sampling settings act in a decoder."
     options = arm.options
     if arm.door == "generate": return dict(draws=arm.sampling) if arm.draws else {}
-    found = dict(mixes=arm.sampling)
-    if options.get("do_sample"): found["draws"] = options.get("answer_sampling") or arm.sampling
-    return found
+    drawn = options.get("answer_sampling") or arm.sampling
+    if span_of(options.get("think")) is None: drawn = options.get("read_sampling") or drawn  # no other answer
+    return dict(mixes=arm.sampling, **(dict(draws=drawn) if options.get("do_sample") else {}))
 
 # %% ../nbs/10_eval.ipynb #1f29206c
 def filter_differences(
@@ -495,13 +495,15 @@ def compare(
     chat: bool = False,  # Put prompts into the chat template
     out=None,  # JSONL file for the records; the same call again resumes it
     progress: bool = False,  # Show a progress bar
+    quiet: bool = False,  # Do not print how sampling settings differ; the table says it as well
 ) -> "Comparison":
     "Run every decoder on the same problems with the same seeds, budget and sampling settings."
-    state, problems, model, seeds = PartialState(), load_problems(task), unwrap(model), [*seeds]
+    problems, model, seeds = load_problems(task), unwrap(model), [*seeds]
+    state = PartialState(cpu=model.device.type == "cpu")
     common = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     arms = [make_arm(name, settings, tokenizer, common) for name, settings in decoders.items()]
     _check_compare(arms, seeds, max_new_tokens, batch_size)
-    if (notes := filter_differences(arms)) and state.is_main_process: print(*notes, sep="\n")
+    if (notes := filter_differences(arms)) and not quiet and state.is_main_process: print(*notes, sep="\n")
     ids, options = problem_ids(problems), dict(budget=max_new_tokens, chat=chat)
     parts = [slice(i, i + batch_size) for i in range(0, len(ids), batch_size)]
     units = [(arm, s, part) for arm in arms for s in (seeds if arm.draws else seeds[:1]) for part in parts]
