@@ -25,7 +25,7 @@ _modules = dict(
             " ResetOptimizer",
     rl="Draws rescore policy_loss group_advantages support_kl",
     tasks="Problem MNNS ProsQA gsm8k svamp extract_answer check_answer encode_problem collate_problems prompt_batch"
-          " word_tokenizer ChainDataset accuracy load_problems",
+          " word_tokenizer ChainDataset accuracy load_problems Arithmetic",
     stats="wilson pass_at_k mcnemar cluster_bootstrap sign_flip holm",
     evaluation="compare BASELINES Comparison",
     probes="probe look PROBES Probe",
