@@ -26,7 +26,10 @@ _modules = dict(
     rl="Draws rescore policy_loss mean_loss group_advantages gae_advantages support_kl step_entropy",
     rl_trainer="SoftGRPOTrainer SoftGRPOConfig SoftPPOTrainer SoftPPOConfig RewardError",
     tasks="Problem MNNS ProsQA gsm8k svamp extract_answer check_answer encode_problem collate_problems prompt_batch"
-          " word_tokenizer ChainDataset accuracy",
+          " word_tokenizer ChainDataset accuracy load_problems Arithmetic",
+    stats="wilson pass_at_k mcnemar cluster_bootstrap sign_flip holm",
+    evaluation="compare BASELINES Comparison",
+    probes="probe look PROBES Probe",
 )
 _homes = {name: module for module, names in _modules.items() for name in names.split()}
 __all__ = ["__version__", *_homes]

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['EXPECTED', 'SHIPPED', 'DEFAULTS', 'KEYS', 'Incomplete', 'command', 'find_model', 'quiet', 'torch_device',
-           'torch_dtype', 'load_model', 'sampling_of', 'check_writable', 'AnswerStream', 'belief_table', 'read_prompts',
-           'Journal', 'generate']
+           'torch_dtype', 'load_model', 'sampling_of', 'named_settings', 'check_writable', 'AnswerStream',
+           'belief_table', 'read_prompts', 'generate']
 
 # %% ../nbs/11_cli.ipynb #36963eee
-import argparse, difflib, hashlib, json, os, re, shutil, sys, traceback
+import argparse, difflib, json, os, re, shutil, sys, traceback
 from contextlib import contextmanager
 from functools import wraps
 from importlib.resources import files
@@ -18,6 +18,8 @@ from types import SimpleNamespace
 
 from fastcore.basics import patch
 from fastcore.docments import docments
+
+from .journal import Journal, fingerprint, row_seed
 
 # %% ../nbs/11_cli.ipynb #3840bd51
 class _Parser(argparse.ArgumentParser):
@@ -330,21 +332,26 @@ def _asked_recipe(o):
     if said := [k for k in _BY_RECIPE if getattr(o, k)]:
         raise ValueError(f"`--recipe` says what `--{said[0]}` says; leave one of them out, or give the recipe the "
                          f"setting: --recipe {o.recipe},{said[0]}=...")
-    name, *words = o.recipe.split(",")
-    if wrong := [word for word in words if "=" not in word]:
-        raise ValueError(f"`--recipe` takes name,setting=value,...; got the setting {wrong[0]!r}.")
-    changes = {k: _value(v) for k, v in (word.split("=", 1) for word in words)}
+    name, changes = named_settings(o.recipe)
     has_span, said = "think" in check_recipe(name, changes), (o.think, o.think_start, o.think_end) != (None,) * 3
     if said and not has_span: raise ValueError(f"{name} has no span that `--think` could set; leave it out.")
     if has_span and not said and o.model is None: o.think = DEFAULTS["shipped"]["think"]
     return name, changes
 
 # %% ../nbs/11_cli.ipynb #f0b1d50a
-def _value(text):
-    "A number, a list or a truth value, else the text itself."
+def named_settings(
+    text: str,  # As on the command line: `name,setting=value,...`
+    option: str = "--recipe",  # That it was given to
+) -> tuple[str, dict]:  # Name, and settings: numbers, lists and truth values, else text
+    "A name with its settings."
     from ast import literal_eval
-    try: return literal_eval(text)
-    except (ValueError, SyntaxError): return text
+    name, *words = text.split(",")
+    if wrong := [word for word in words if "=" not in word]:
+        raise ValueError(f"`{option}` takes name,setting=value,...; got the setting {wrong[0]!r}.")
+    def value(text):
+        try: return literal_eval(text)
+        except (ValueError, SyntaxError): return text
+    return name, {k: value(v) for k, v in (word.split("=", 1) for word in words)}
 
 # %% ../nbs/11_cli.ipynb #0dcce0ef
 def _made_recipe(o, tokenizer):
@@ -578,11 +585,6 @@ def _encode(model, tokenizer, text, o):
                          f"got {text!r}; see --model.")
     return ids
 
-# %% ../nbs/11_cli.ipynb #07d4c44a
-def _row_seed(seed, line):
-    "A seed for one prompt that does not depend on its neighbours."
-    return int.from_bytes(hashlib.sha256(f"{seed} {line}".encode()).digest()[:7], "big")
-
 # %% ../nbs/11_cli.ipynb #1eb56b86
 def _decode(model, tokenizer, prompts, lines, o, **kwargs):
     "Softly decode a left-padded batch of lists of ids; each row draws from its own generator."
@@ -593,7 +595,7 @@ def _decode(model, tokenizer, prompts, lines, o, **kwargs):
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     cold = {} if o.patience is None else dict(patience=o.patience)
-    generator = [torch.Generator(device).manual_seed(_row_seed(o.seed, n)) for n in lines]
+    generator = [torch.Generator(device).manual_seed(row_seed(o.seed, n)) for n in lines]
     plugs = o.made or dict(
         sampling=o.sampling, answer_sampling=o.answer_sampling, do_sample=o.sample,
         think=Think(o.think_start, o.think_end, o.think, o.entropy_threshold, **cold))
@@ -695,107 +697,6 @@ def read_prompts(
         except ValueError as e: bad[n] = str(e)
     return good, bad
 
-# %% ../nbs/11_cli.ipynb #fae2776b
-class Journal:
-    "A JSONL file of records by line of the input, that survives being killed."
-    def __init__(
-        self,
-        path,  # The output
-        settings: dict,  # What the records depend on
-    ):
-        self.path, self.settings, self.done = Path(path), settings, {}
-        self.side = self.path.with_name(self.path.name + ".settings.json")
-        self.file = self.path.open("ab+")
-        try: self._lock(); self._recover()
-        except BaseException as e:
-            self.file.close()
-            if not isinstance(e, OSError): raise
-            self._refuse(f"cannot be begun ({e.strerror or e}); choose another file", e)
-
-    def __enter__(self): return self
-    def __exit__(self, *exc): self.file.close()
-
-# %% ../nbs/11_cli.ipynb #99418a38
-@patch
-def _lock(self: Journal):
-    "One run at a time; the lock goes with the process."
-    try: import fcntl
-    except ImportError: return  # Windows
-    try: fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e: self._refuse("is being written by another run; wait for it", e)
-
-# %% ../nbs/11_cli.ipynb #2c65ef0a
-@patch
-def _refuse(self: Journal, why, cause=None): raise ValueError(f"`--output` {self.path} {why}.") from cause
-
-# %% ../nbs/11_cli.ipynb #f1ab7863
-@patch
-def _recover(self: Journal):
-    "Keep whole records, cut off a torn one, and see that the settings are the same."
-    self.file.seek(0)
-    data = self.file.read()
-    whole = data[:data.rfind(b"\n") + 1]
-    for n, line in enumerate(whole.splitlines(), 1):
-        try: record = json.loads(line); self.done[record["line"]] = record["prompt"]
-        except (ValueError, KeyError, TypeError) as e:
-            self._refuse(f"has a line {n} that is no record of this command; choose another file", e)
-    old = self._old_settings()
-    if self.done: self._compare(old)
-    else: self._write_settings()
-    if len(whole) < len(data): self.file.truncate(len(whole))
-
-# %% ../nbs/11_cli.ipynb #d387a0f9
-@patch
-def _old_settings(self: Journal):
-    "What lies beside the output; None if nothing does, and a refusal if it is something else."
-    if not self.side.exists(): return None
-    try: old = json.loads(self.side.read_text(encoding="utf-8"))
-    except (ValueError, OSError): old = None
-    if isinstance(old, dict) and old.keys() & self.settings.keys(): return old
-    self._refuse(f"needs {self.side.name} for its settings, which holds something else; choose another file")
-
-# %% ../nbs/11_cli.ipynb #425e88e9
-@patch
-def _compare(self: Journal, old):
-    "Refuse records that other settings made, or unknown ones."
-    if old is None:
-        self._refuse(f"has records, but {self.side.name}, how they were made, is missing; "
-                     "choose another file")
-    for k in sorted({*old, *self.settings}):
-        if (was := old.get(k)) != (now := self.settings.get(k)):
-            self._refuse(f"was begun with {k}={was}, got {k}={now}; use the same, or another file")
-
-# %% ../nbs/11_cli.ipynb #77bc4db1
-@patch
-def _write_settings(self: Journal):
-    "Beside the output, in one move."
-    new = self.side.with_name(self.side.name + ".new")
-    new.write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
-    os.replace(new, self.side)
-
-# %% ../nbs/11_cli.ipynb #b3f8ad8b
-@patch
-def append(
-    self: Journal,
-    records: list,  # Dicts, one per line of the input
-):
-    "Add records in one write that reaches the disk."
-    try:
-        self.file.write("".join(json.dumps(r) + "\n" for r in records).encode())
-        self.file.flush(); os.fsync(self.file.fileno())
-    except OSError as e:
-        safe = f"{len(self.done)} records are safe, and the same command goes on from there"
-        self._refuse(f"cannot be written ({e.strerror or e}); {safe}", e)
-    self.done |= {r["line"]: r["prompt"] for r in records}
-
-# %% ../nbs/11_cli.ipynb #0601f5cf
-def _fingerprint(model):
-    "Changes when the weights do: a hash of the first numbers of each."
-    digest = hashlib.sha256()
-    for name, p in model.named_parameters():
-        digest.update(f"{name} {tuple(p.shape)} {p.detach().flatten()[:64].float().tolist()}".encode())
-    return digest.hexdigest()[:16]
-
 # %% ../nbs/11_cli.ipynb #0a55f70b
 def _model_name(model):
     if model is None: return "shipped"
@@ -808,10 +709,10 @@ answer_temperature answer_top_k answer_top_p answer_min_p max_new_tokens seed ch
 def _settings(model, o):
     "All that a record depends on, besides its prompt."
     known = {k: getattr(o, k) for k in _DEPENDS.split()}
-    known |= dict(model=_model_name(o.model), weights=_fingerprint(model), dtype=str(model.dtype),
+    known |= dict(model=_model_name(o.model), weights=fingerprint(model), dtype=str(model.dtype),
                   device=model.device.type)
     if o.learned is None: return known
-    return dict(known, mixing=o.learned.config, learned=_fingerprint(o.learned))
+    return dict(known, mixing=o.learned.config, learned=fingerprint(o.learned))
 
 # %% ../nbs/11_cli.ipynb #48259a0e
 def _records(out, tokenizer, rows, prompts, lines):

@@ -223,10 +223,10 @@ def _check_replay(replay, rows):
     if replay.ids.shape[1] != rows:
         raise ValueError(f"`replay` must have {rows} rows, as the prompt has, got {replay.ids.shape[1]}; "
                          "`SoftTrace.rows` picks some.")
-    if not bool(replay.complete.all()):
-        raise ValueError("`replay` needs a trace that holds all that was fed, and no vectors of a mixer's "
-                         f"own; record it with a larger `trace_k` than {replay.ids.shape[-1]}, or mix fewer "
-                         "tokens (`top_k`).")
+    if replay.embeds is None and not bool(replay.complete.all()):
+        raise ValueError("`replay` needs a trace that holds all that was fed; record it with "
+                         "`trace_embeds=True`, or, where no mixer feeds vectors of its own, with a larger "
+                         f"`trace_k` than {replay.ids.shape[-1]}.")
 
 # %% ../nbs/02c_decode.ipynb #f4c7b0ac
 cache_field = next(f.name for f in fields(GenerateDecoderOnlyOutput) if f.name in NAMES)  # in this release
@@ -424,6 +424,7 @@ def soft_decode(
     streamer=None,  # Bind it with `functools.partial`: `generate` does not pass it on
     vocab_size: int | None = None,  # Ids from here on have no token, and no share; None: all have
     trace_k: int = 16,  # Entries of each belief to keep
+    trace_embeds: bool = False,  # Keep in the trace what is fed as vectors, so that any mixer can be replayed
     keep_embeds: bool = False,  # Keep all that is fed as vectors, for `SoftOutput.prompt_embeds`
     grad: bool = False,  # Keep the graph
     progress: bool = False,  # Show a progress bar
@@ -451,8 +452,8 @@ def soft_decode(
                 answer_sampling=answer_sampling, read_sampling=read_sampling, select=select, grad=grad,
                 generator=generator, do_sample=bool(config.do_sample), snap=snap, replay=replay,
                 processors=processors or None, stopping=stopping, halt=halt, pad_token_id=_pad_id(config),
-                trace_k=trace_k if traced else 0, keep=kept_outputs(config), on_token=stream.put,
-                progress=progress)
+                trace_k=trace_k if traced else 0, on_token=stream.put, progress=progress,
+                keep=[*kept_outputs(config), *["embeds"] * trace_embeds])
     finally: stream.end()
     return _output(model, config, state, infos, think, moved=select is not None)
 
@@ -499,6 +500,7 @@ def soft_generate(
     state: State | None = None,  # `out.state` of an earlier call, to go on from
     replay: SoftTrace | None = None,  # A trace to feed again
     trace_k: int = 16,  # Entries of each belief to keep
+    trace_embeds: bool = False,  # Keep in the trace what is fed as vectors, so that any mixer can be replayed
     keep_embeds: bool = False,  # Keep all that is fed as vectors, for `SoftOutput.prompt_embeds`
     guidance: Guidance | None = None,  # Ground truth to be led by
     select: Callable | None = None,  # `(state, info) -> state` after each step
@@ -524,7 +526,7 @@ def soft_generate(
             soft_decode, sampling=sampling, answer_sampling=answer_sampling, read_sampling=read_sampling,
             mixer=mixer, snap=snap, think=bound_think(think, tokenizer), generator=generator, streamer=stream,
             guidance=guidance, select=select, replay=replay, state=state, trace_k=trace_k,
-            keep_embeds=keep_embeds, grad=grad, stop_while_thinking=stop_while_thinking, progress=progress,
+            trace_embeds=trace_embeds, keep_embeds=keep_embeds, grad=grad, stop_while_thinking=stop_while_thinking, progress=progress,
             vocab_size=_vocab_size(model, tokenizer))
         prompt = _user_prompt(model, input_ids, attention_mask, state, kwargs)
         prompt |= _in_kwargs(config, generation_config, model.generation_config, unset)

@@ -367,6 +367,7 @@ class StepInfo:
     complete: Tensor | None = None  # Rows whose `belief` is all of what is fed
     embeds: Tensor | None = None  # Fed vectors that are not the plain mixture, `(b, d)`
     drawn: SoftToken | None = None  # What is fed, with its draw; kept where `keep` has "draw"
+    fed: Tensor | None = None  # What is fed as vectors, whatever it is, `(b, d)`; kept where `keep` has "embeds"
     support: TokenDist | None = None  # What the mixer got `(b, k)`; None: no row was soft; kept as `drawn`
     log_prob: Tensor | None = None  # Of what was drawn, nats, float64; 0 where nothing was; where `keep` has it
     outputs: dict = field(default_factory=dict)  # Hidden states and attentions, where asked for
@@ -432,17 +433,17 @@ def _blended(soft, is_soft, blend, ctx):
 # %% ../nbs/02_rollout.ipynb #5cc2e6da
 def _snapped(soft, ctx):
     "The weights on a grid, where that was asked for."
-    if ctx.snap is None: return soft
+    if ctx.snap is None or ctx.replay is not None: return soft
     if soft.embeds is not None:
         raise ValueError("`snap` rounds the weights of a mixture, but this mixer feeds vectors of its own; "
                          "leave one of them out.")
-    return soft if ctx.replay is not None else replace(soft, dist=soft.dist.snap(ctx.snap))
+    return replace(soft, dist=soft.dist.snap(ctx.snap))
 
 # %% ../nbs/02_rollout.ipynb #994fa845
 def _readout(scores, ctx):
     "Soft token, read-out, entropy and distribution of each row before the think policy has its say."
     if (was := ctx.replay) is not None:
-        return SoftToken(was.dist, was.token), was.token, was.entropy, was.dist
+        return SoftToken(was.dist, was.token, embeds=was.embeds), was.token, was.entropy, was.dist
     if ctx.mode != "soft": hard, hard_entropy = _hard_readout(scores, ctx)
     if ctx.mode == "hard":
         return SoftToken(TokenDist.one_hot(hard, hard_entropy.dtype), hard), hard, hard_entropy, None
@@ -566,7 +567,7 @@ def soft_rollout(
     halt: Callable | None = None,  # The same, but ends the rollout without finishing its rows
     pad_token_id: int | None = None,  # Read-out of finished rows; None: they go on
     trace_k: int = 16,  # How many entries of each belief to keep; 0 for none
-    keep: tuple = (),  # Of "scores", "logits", "hidden_states", "attentions", "draw", "log_prob"
+    keep: tuple = (),  # Of "scores", "logits", "hidden_states", "attentions", "draw", "log_prob", "embeds"
     on_token: Callable | None = None,  # Called with every read-out `(b,)`
     progress: bool = False,  # Show a progress bar
 ) -> tuple[State, list[StepInfo]]:
@@ -587,6 +588,7 @@ def soft_rollout(
             input_ids = torch.cat([state.input_ids, info.token[:, None]], 1)
             done = _finished(state, stopping, input_ids, info)
             infos.append(slim_info(info, soft, logits, state.outputs, trace_k, keep))
+            if "embeds" in keep: infos[-1].fed = looked_up(model, soft).to_embeds(plugs.embedding)
             phase = info.next_phase.masked_fill(info.next_phase == Phase.DONE, int(Phase.ANSWER))
             state = replace(state, input_ids=input_ids, phase=phase, done=done, soft=soft, unseen=None,
                             step=state.step + 1, think_state=info.think_state, outputs={},

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPECIALS', 'ENTITIES', 'CONCEPTS', 'Problem', 'word_tokenizer', 'MNNS', 'distances', 'frontiers', 'ProsQA',
-           'parse_number', 'extract_answer', 'check_answer', 'gsm8k', 'svamp', 'encode_problem', 'collate_problems',
-           'prompt_batch', 'ChainDataset', 'clustered_error', 'accuracy']
+           'Arithmetic', 'parse_number', 'extract_answer', 'check_answer', 'gsm8k', 'svamp', 'load_problems',
+           'encode_problem', 'collate_problems', 'prompt_batch', 'ChainDataset', 'clustered_error', 'accuracy']
 
 # %% ../nbs/09_tasks.ipynb #b9ae8d17
 import json, os, random, re, threading
@@ -38,7 +38,7 @@ class Problem:
     soft: list[dict[str, float]] | None = None  # Per step: token -> probability; None where it is not known
     end: str = ""  # What stands between chain and answer: `</think>`, `####`
     sep: str = " "  # Between prompt, steps and answer
-    kind: str = "number"  # How answers are compared: "number", or "word" for the last word
+    kind: str = "number"  # Of the answer: "number", "word" (the last one) or "digits" (they may stand apart)
     group: str = ""  # Problems of one group are variations of each other
     record: dict = field(default_factory=dict, repr=False)  # What it was made from
 
@@ -516,6 +516,95 @@ def rules(
         score += (right > wrong) + .5 * (right == wrong)
     return dict(chance=.5, more_ancestors=score / len(problems))
 
+# %% ../nbs/09_tasks.ipynb #4c909c89
+@dataclass
+class Arithmetic:
+    "Sums or products of two numbers, digit by digit."
+    digits: int = 3  # Of each number, at least 1
+    op: str = "+"  # "+" or "*"
+    think: bool = True  # `<think>` before the chain and `</think>` behind it
+
+    def __post_init__(self):
+        if self.digits < 1: raise ValueError(f"`digits` must be at least 1, got {self.digits}.")
+        if self.op not in ("+", "*"): raise ValueError(f"`op` must be '+' or '*', got {self.op!r}.")
+
+    def tokenizer(
+        self,
+        model_max_length: int = 256,  # Longest sequence, in tokens
+    ) -> PreTrainedTokenizerFast:
+        "One token per digit and sign."
+        signs = "0123456789+*="
+        words = [*signs, "<think>", "</think>"]
+        return word_tokenizer(words, punctuation=signs, model_max_length=model_max_length)
+
+# %% ../nbs/09_tasks.ipynb #361beec0
+@patch
+def chain(
+    self: Arithmetic,
+    a: int,  # The first number
+    b: int,  # The second
+) -> list[str]:  # One string per step
+    "Columns from the right with their carries, or partial products."
+    if self.op == "*": return [f"{a}*{d}{'0' * i}={a * int(d) * 10 ** i}" for i, d in enumerate(str(b)[::-1])]
+    steps, carry = [], 0
+    for i in range(max(len(str(a)), len(str(b)))):
+        x, y = a // 10 ** i % 10, b // 10 ** i % 10
+        steps.append(f"{x}+{y}{f'+{carry}' if carry else ''}={x + y + carry}")
+        carry = (x + y + carry) // 10
+    return steps
+
+# %% ../nbs/09_tasks.ipynb #1b67ef77
+@patch
+def problem(
+    self: Arithmetic,
+    a: int,  # The first number
+    b: int,  # The second
+) -> Problem:  # `group` holds the sorted numbers
+    "The problem of two numbers."
+    if not all(0 <= x < 10 ** self.digits for x in (a, b)):
+        raise ValueError(f"`a` and `b` must have at most {self.digits} digits and no sign, got {a} and {b}.")
+    answer = a + b if self.op == "+" else a * b
+    marks = dict(end="</think>") if self.think else {}
+    group = " ".join(map(str, sorted((a, b))))
+    return Problem(f"{a} {self.op} {b} ={' <think>' * self.think}", str(answer), self.chain(a, b),
+                   kind="digits", group=group, record=dict(numbers=(a, b)), **marks)
+
+# %% ../nbs/09_tasks.ipynb #efc92e9b
+@patch
+def split(
+    self: Arithmetic,
+    heldout: int = 100,  # Pairs to hold out
+    seed: int = 0,  # Of the draws
+    *,
+    train: int = 1000,  # Pairs to train on
+) -> tuple[list[Problem], list[Problem]]:  # Training and held-out problems
+    "Problems of different pairs, uniformly drawn; `a + b` and `b + a` are one pair."
+    n = 10 ** self.digits
+    if heldout < 1 or train < 1 or heldout + train > (most := n * (n + 1) // 2):
+        raise ValueError(f"`heldout` and `train` must be at least 1, and together at most {most}, the pairs "
+                         f"there are, got {heldout} and {train}.")
+    rng, pairs = random.Random(seed), {}
+    while len(pairs) < heldout + train:
+        a, b = rng.randrange(n), rng.randrange(n)
+        pairs.setdefault((min(a, b), max(a, b)), (a, b))
+    made = [self.problem(*pair) for pair in pairs.values()]
+    return made[heldout:], made[:heldout]
+
+# %% ../nbs/09_tasks.ipynb #d708051c
+@patch
+def rules(
+    self: Arithmetic,
+    problems: list[Problem],  # Problems to score the rules on
+    train: list[Problem],  # Problems to fit them on
+) -> dict[str, float]:  # Accuracy of "majority", and for sums of "no_carry"
+    "How far the commonest answer gets, and for sums adding without carries."
+    overall, n = _commonest(p.answer for p in train), len(problems)
+    found = dict(majority=sum(p.answer == overall for p in problems) / n)
+    if self.op == "*": return found
+    digit = lambda x, i: x // 10 ** i % 10
+    plain = lambda a, b: sum((digit(a, i) + digit(b, i)) % 10 * 10 ** i for i in range(self.digits))
+    return found | dict(no_carry=sum(int(p.answer) == plain(*p.record["numbers"]) for p in problems) / n)
+
 # %% ../nbs/09_tasks.ipynb #98a09c2e
 _DASHES = dict.fromkeys(map(ord, "−–‒‑‐﹣－"), "-")
 _DRESS = [(re.compile(pattern), new) for pattern, new in (
@@ -687,6 +776,17 @@ def _math_verify():
     read = lambda formula: parse(f"${formula}$", fallback_mode="no_fallback", parsing_timeout=limit)
     return lambda gold, formula: bool(verify(read(gold), read(formula), timeout_seconds=limit))
 
+# %% ../nbs/09_tasks.ipynb #d334b8df
+@patch
+def said(
+    self: Problem,
+    text: str,  # What a model wrote after the prompt
+) -> str | None:  # A number as written, or the last word; None where there is none
+    "The answer in `text`, in the form in which answers are compared."
+    if self.kind == "number": return extract_answer(text)
+    if self.kind == "digits": return "".join((re.findall(r"\d(?: ?\d)*", text) or [""])[-1].split()) or None
+    return (re.findall(r"\w+", re.sub(r"<[^<>]*>", " ", text)) or [None])[-1]
+
 # %% ../nbs/09_tasks.ipynb #e731c93b
 @patch
 @delegates(check_answer)
@@ -697,8 +797,8 @@ def check(
 ) -> bool:
     "Whether `text` ends in the right answer."
     if self.kind == "number": return check_answer(text, self.answer, **kwargs)
-    last = lambda s: (re.findall(r"\w+", re.sub(r"<[^<>]*>", " ", s)) or [None])[-1]
-    return last(text) is not None and last(text) == last(self.answer)
+    last = self.said(text)
+    return last is not None and last == self.said(self.answer)
 
 # %% ../nbs/09_tasks.ipynb #5f2c014b
 def _word_records(path, task, name, hub, split):
@@ -763,6 +863,34 @@ def _svamp_problem(where, record, template):
     equation = number(re.sub(r"^\((.*)\)$", r"\1", record["Equation"].strip()).strip())
     return Problem(_ask(template, f"{body} {record['Question'].strip()}"), answer, [f"{equation} = {answer}"],
                    end="####", sep="\n", group=record.get("ID", ""), record=record)
+
+# %% ../nbs/09_tasks.ipynb #c1a74686
+def load_problems(
+    source,  # A JSONL or JSON file, a data set of `datasets`, or a list of dicts; `Problem`s stay as they are
+    *,
+    prompt: str = "prompt",  # Column of the prompt
+    answer: str = "answer",  # Column of the right answer
+    template: str | None = None,  # Around the prompt, with `{question}` for it; None: nothing
+) -> list[Problem]:
+    "Problems from rows with a prompt and an answer."
+    if isinstance(source, (str, Path)): rows = _read_records(source)
+    else: rows = [(f"row {i}", r) for i, r in enumerate(source, 1)]
+    make = lambda where, r: r if isinstance(r, Problem) else _row_problem(where, r, prompt, answer, template)
+    found = [make(*row) for row in rows]
+    if not found: raise ValueError(f"`source` must hold at least one problem, got none{_named(source)}.")
+    return found
+
+# %% ../nbs/09_tasks.ipynb #7fab9d96
+def _named(source): return f" in {Path(source).name}" if isinstance(source, (str, Path)) else ""
+
+def _row_problem(where, row, prompt, answer, template):
+    "One row as a problem; a column `group` names its group."
+    _need(where, row, prompt, answer)
+    for name in (prompt, answer):
+        if row[name] is None or not str(row[name]).strip(): raise ValueError(f"{where}: `{name}` is empty.")
+    gold, text = str(row[answer]).strip(), str(row[prompt])
+    return Problem(text if template is None else _ask(template, text), gold, group=str(row.get("group", "")),
+                   kind="word" if parse_number(gold) is None else "number", record=dict(row))
 
 # %% ../nbs/09_tasks.ipynb #7d4f049f
 def _ids(tokenizer, text, **kwargs):
@@ -840,13 +968,24 @@ def collate_problems(
     if any(i.get("soft") is not None for i in items): batch["target_dists"] = soft_targets(items, batch)
     return batch
 
+# %% ../nbs/09_tasks.ipynb #bcd97d05
+def _chat_ids(tokenizer, text):
+    "Ids of a text as the user's turn of a chat."
+    if tokenizer.chat_template is None:
+        raise ValueError("`chat=True` needs a tokenizer with a chat template; this one has none.")
+    turn = [dict(role="user", content=text)]
+    return tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
+
 # %% ../nbs/09_tasks.ipynb #da2c775c
 def prompt_batch(
     problems: list[Problem],  # Whose prompts to decode
     tokenizer,  # Of the model
+    *,
+    chat: bool = False,  # Put each prompt into the chat template, as the user's turn
 ) -> dict:  # `input_ids`, `attention_mask` `(b, t)`, left-padded
     "Prompts ready for `soft_generate`."
-    ids = _all_ids(tokenizer, [p.prompt for p in problems])
+    if chat: ids = [_chat_ids(tokenizer, p.prompt) for p in problems]
+    else: ids = _all_ids(tokenizer, [p.prompt for p in problems])
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     width = max(map(len, ids))
     return dict(input_ids=torch.tensor([[pad] * (width - len(x)) + x for x in ids]),

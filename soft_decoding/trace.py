@@ -24,6 +24,7 @@ class TraceStep:
     token: Tensor  # Read-out `(b,)`
     entropy: Tensor  # Nats `(b,)`
     phase: Tensor  # Phase, `(b,)`
+    embeds: Tensor | None = None  # What was fed as vectors, `(b, d)`; None: the mixture of `dist`
 
 # %% ../nbs/02b_trace.ipynb #0c62291c
 @dataclass(repr=False)
@@ -38,6 +39,8 @@ class SoftTrace:
     complete: Tensor  # Where the entries are all that was fed, `(s, b)`
     norm_ratio: Tensor | None = None  # Norm of the fed vector over the expected norm of its tokens, `(s, b)`
     cosine: Tensor | None = None  # Of the fed vector with the nearest of its tokens, `(s, b)`
+    own: Tensor | None = None  # Where a mixer fed a vector of its own instead of the mixture, `(s, b)`
+    embeds: Tensor | None = None  # All that was fed, as vectors `(s, b, d)`; None: they were not kept
     start: int = 0  # Step of the run at which the trace begins
     tokenizer: object = None  # Turns ids into text in plots and tables
 
@@ -45,7 +48,7 @@ class SoftTrace:
     def __repr__(self): return "SoftTrace({} steps, {} rows, best {})".format(*self.ids.shape)
     def __getitem__(self, step: int) -> TraceStep:
         return TraceStep(TokenDist(self.ids[step], self.probs[step]), self.token[step], self.entropy[step],
-                         self.phase[step])
+                         self.phase[step], None if self.embeds is None else self.embeds[step])
 
     @property
     def rest(self) -> Tensor:  # `(s, b)`
@@ -67,7 +70,9 @@ def from_infos(
     ids, probs = torch.stack([d.ids for d in beliefs]), torch.stack([d.probs for d in beliefs])
     stack = lambda name: torch.stack([getattr(info, name).detach() for info in infos])
     rest = map(stack, ("token", "entropy", "phase", "is_soft", "complete"))
-    trace = cls(ids, probs, *rest, start=start, tokenizer=tokenizer)
+    own = torch.stack([info.is_soft.detach() & (info.embeds is not None) for info in infos])
+    embeds = None if any(info.fed is None for info in infos) else stack("fed")
+    trace = cls(ids, probs, *rest, own=own, embeds=embeds, start=start, tokenizer=tokenizer)
     for info, complete in zip(infos, trace.complete): complete &= info.embeds is None
     return trace if embedding is None else replace(trace, **_measures(trace, infos, embedding))
 
