@@ -58,6 +58,7 @@ def rows(
 
 # %% ../nbs/08_rl.ipynb #bafaa2a9
 @patch(cls_method=True)
+@torch.no_grad()
 def from_infos(
     cls: Draws,
     state: State,  # Where the rollout stopped
