@@ -200,7 +200,7 @@ def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("arms", nargs="*")
     options.add_argument("--seeds", type=int, nargs="+")
-    options.add_argument("--seconds", type=float, default=20., help="CPU time of the supervised arms; about that of `tokens`")
+    options.add_argument("--seconds", type=float, default=28., help="CPU time of the supervised arms; that of the longest other one")
     options.add_argument("--record", type=Path, default=ROOT / "results/rl.json")
     options.add_argument("--tune", action="store_true")
     given = options.parse_args()
