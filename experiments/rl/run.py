@@ -22,7 +22,8 @@ from soft_decoding import (
 ROOT = Path(__file__).resolve().parents[2]
 TASK, WIDTH, SFT_STEPS, HELD = MNNS(digits=4, low=1, high=20), 32, 2000, 800
 RL_STEPS, PROMPTS, COMPLETIONS = 250, 32, 8  # updates; prompts of each; completions of a prompt
-RATES = dict(sft=(1e-3, 3e-3, 6e-3), rejection=(1e-3, 3e-3, 6e-3), grpo=(3e-4, 1e-3, 3e-3), ppo=(3e-4, 1e-3, 3e-3))
+RATES = dict(sft=(1e-3, 3e-3, 6e-3, 1e-2), rejection=(1e-3, 3e-3, 6e-3), grpo=(3e-4, 1e-3, 3e-3), ppo=(3e-4, 1e-3, 3e-3, 6e-3))
+MORE = dict(gumbel=(1e-4,))  # where the best one was the smallest
 GRPO = dict(think_tokens=TASK.digits - 1, max_completion_length=TASK.digits, top_k=None, temperature=1.)
 ARMS = dict(
     more_sft=dict(kind="sft"), rejection=dict(kind="rejection"),
@@ -31,6 +32,8 @@ ARMS = dict(
     k_sample=dict(kind="grpo", mixer=lambda: KSampleMixer(3), options=GRPO),
     gumbel=dict(kind="grpo", mixer=lambda: GumbelMixer(.5), options=GRPO | dict(top_k=5)),
     ppo=dict(kind="ppo", mixer=lambda: KSampleMixer(1), options=GRPO | dict(num_generations=1, vf_coef=.5)))
+
+def rates_of(name): return (*MORE.get(name, ()), *RATES[ARMS[name]["kind"]])
 
 @lru_cache
 def parts(validate):
@@ -185,14 +188,14 @@ def tune(path, record, seconds, seeds):
     for seed in seeds:
         for name in ARMS:
             if name == "tokens_x3": continue  # as `tokens`
-            for rate in RATES[ARMS[name]["kind"]]:
+            for rate in rates_of(name):
                 if any((r["arm"], r["seed"], r["rate"]) == (name, seed, rate) for r in record["tuning"]): continue
                 record["tuning"].append(run(name, seed, rate, validate=True, seconds=seconds))
                 write(path, record)
                 print("tune", name, seed, rate, record["tuning"][-1]["scores"], record["tuning"][-1]["cpu_seconds"], flush=True)
     for name in ARMS.keys() - {"tokens_x3"}:
         mean = lambda rate: sum(r["scores"]["own"] for r in record["tuning"] if (r["arm"], r["rate"]) == (name, rate))
-        record["tuned"][name] = max(RATES[ARMS[name]["kind"]], key=mean)
+        record["tuned"][name] = max(rates_of(name), key=mean)
     record["tuned"]["tokens_x3"] = record["tuned"]["tokens"]
     write(path, record)
 
