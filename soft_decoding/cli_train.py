@@ -19,10 +19,11 @@ TRAIN_DEFAULTS = dict(
                  hops=0, eval_every=100, save_every=200),
     other=dict(steps=1000, lr=1e-4, batch_size=8, guidance_floor=.25, guidance_warmup=.1, guidance_hold=0.,
                hops=1, eval_every=100, save_every=100),
-    rewarded_shipped=dict(steps=100, lr=1e-3, batch_size=256, top_k=5, mixer="gumbel:0.5", reward="answer", generations=8,
-                          completion=4, think_tokens=3, iterations=1, epsilon=.2, eval_every=10, save_every=50),
-    rewarded=dict(steps=200, lr=1e-5, batch_size=16, top_k=10, mixer="gumbel:0.5", generations=8, completion=256, iterations=1,
-                  epsilon=.2, eval_every=10, save_every=50),
+    rewarded_shipped=dict(steps=100, lr=1e-3, batch_size=256, top_k=5, mixer="gumbel:0.5", reward="answer",
+                          generations=8, completion=4, think_tokens=3, iterations=1, epsilon=.2,
+                          eval_every=10, save_every=50),
+    rewarded=dict(steps=200, lr=1e-5, batch_size=16, top_k=10, mixer="gumbel:0.5", generations=8,
+                  completion=256, iterations=1, epsilon=.2, eval_every=10, save_every=50),
 )  # Where the command line is silent
 
 def _check_train(o):
@@ -135,7 +136,8 @@ def _check_guidance(o):
 # %% ../nbs/12_cli_train.ipynb #12rl0001
 _FIRST_STAGE = """guidance_floor guidance_warmup guidance_hold guidance_coins passes hops tolerance
 text_column completion_column max_length drop_unusable"""
-_SECOND_STAGE = "reward mixer generations completion think_tokens iterations epsilon soft_epsilon answer_column"
+_SECOND_STAGE = """reward mixer generations completion think_tokens iterations epsilon soft_epsilon
+answer_column"""
 
 def _check_stage(o):
     "Refuse options of the other stage."
@@ -150,13 +152,14 @@ def _check_rewarded(o):
     "What completions are drawn by and rewarded with, before anything is loaded."
     mixer_of(o.mixer)
     if o.reward is None:
-        raise ValueError("`--stage rl` needs --reward: `answer`, for rows with an answer, or file.py:function.")
+        raise ValueError("`--stage rl` needs --reward: `answer`, for rows with an answer, "
+                         "or file.py:function.")
     reward_of(o.reward)
     if o.think_tokens is None and o.think_end is None:
         raise ValueError("`--stage rl` needs --think_tokens or --think_end: where completions are soft.")
     if (o.batch_size * o.accumulate) % o.generations:
-        raise ValueError(f"`--generations` must divide the {o.batch_size * o.accumulate} completions of a step "
-                         f"(--batch_size x --accumulate), got {o.generations}.")
+        raise ValueError(f"`--generations` must divide the {o.batch_size * o.accumulate} completions of a "
+                         f"step (--batch_size x --accumulate), got {o.generations}.")
 
 # %% ../nbs/12_cli_train.ipynb #b2e3416a
 RUN_FILE = "soft_train.json"  # Settings of a run, in its folder
@@ -461,12 +464,16 @@ def mixer_of(
 ):  # The mixer
     "The mixer that draws soft tokens, by its name."
     from soft_decoding import gumbel
-    kinds = dict(tokens=lambda _: gumbel.KSampleMixer(1), plain=lambda _: gumbel.PlainMixer(), gumbel=gumbel.GumbelMixer,
-                 k_sample=gumbel.KSampleMixer, dirichlet=gumbel.DirichletMixer, gaussian=gumbel.GaussianMixer, moi=gumbel.MoIMixer)
+    fixed = dict(tokens=gumbel.KSampleMixer(1), plain=gumbel.PlainMixer())
+    kinds = dict(
+        fixed, gumbel=gumbel.GumbelMixer, k_sample=gumbel.KSampleMixer, dirichlet=gumbel.DirichletMixer,
+        gaussian=gumbel.GaussianMixer, moi=gumbel.MoIMixer)
     name, _, number = text.partition(":")
-    if name not in kinds: raise ValueError(f"`--mixer` must be one of {', '.join(kinds)}, perhaps with :number, got {text}.")
-    if name in ("tokens", "plain") and number: raise ValueError(f"`--mixer` {name} takes no number, got {text}.")
-    try: return kinds[name](*([float(number)] if number else [None] if name in ("tokens", "plain") else []))
+    if name not in kinds:
+        raise ValueError(f"`--mixer` must be one of {', '.join(kinds)}, perhaps with :number, got {text}.")
+    if name in fixed and number: raise ValueError(f"`--mixer` {name} takes no number, got {text}.")
+    if name in fixed: return fixed[name]
+    try: return kinds[name](*([float(number)] if number else []))
     except ValueError as e: raise ValueError(f"`--mixer` {text}: {e}") from e
 
 # %% ../nbs/12_cli_train.ipynb #12rl0005
@@ -474,13 +481,15 @@ def reward_of(
     text: str,  # "answer", or "file.py:function"
 ):  # A reward function in TRL's form
     "The reward function that the option names."
+    from runpy import run_path
     if text == "answer": return _answered
     place, _, name = text.rpartition(":")
-    if not place.endswith(".py") or not name: raise ValueError(f"`--reward` must be `answer` or file.py:function, got {text}.")
+    if not place.endswith(".py") or not name:
+        raise ValueError(f"`--reward` must be `answer` or file.py:function, got {text}.")
     if not Path(place).is_file(): raise ValueError(f"`--reward` {place}: there is no such file.")
-    from runpy import run_path
     try: found = run_path(place)
-    except Exception as e: raise ValueError(f"`--reward` {place} cannot be run: {type(e).__name__}: {e}") from e
+    except Exception as e:
+        raise ValueError(f"`--reward` {place} cannot be run: {type(e).__name__}: {e}") from e
     if not callable(found.get(name)): raise ValueError(f"`--reward` {place} has no function {name!r}.")
     return found[name]
 
@@ -492,20 +501,31 @@ def _answered(completions, answer, **kwargs):
     return [float(check_answer(text(c), str(a))) for c, a in zip(completions, answer)]
 
 # %% ../nbs/12_cli_train.ipynb #12rl0007
+def _rewarded_args(o, evaluates):
+    "Settings of the second stage, in the trainer's words."
+    from soft_decoding.rl_trainer import SoftGRPOConfig
+    batches = dict(
+        max_steps=o.steps, per_device_train_batch_size=o.batch_size, per_device_eval_batch_size=o.batch_size,
+        gradient_accumulation_steps=o.accumulate, num_generations=o.generations, num_iterations=o.iterations,
+        learning_rate=o.lr, lr_scheduler_type="cosine", warmup_steps=.1)
+    drawing = dict(
+        max_completion_length=o.completion, temperature=o.temperature, top_k=o.top_k or None, top_p=o.top_p,
+        min_p=o.min_p, think_start=o.think_start, think_end=o.think_end, think_tokens=o.think_tokens)
+    weights = dict(
+        epsilon=o.epsilon, soft_epsilon=o.soft_epsilon, beta=o.kl_weight or 0., entropy_coef=o.beta)
+    return SoftGRPOConfig(
+        o.output, **batches, **drawing, **weights, gradient_checkpointing=o.checkpointing, use_cpu=o.cpu,
+        seed=o.seed, save_strategy="steps", save_steps=o.save_every, save_total_limit=2,
+        logging_steps=o.eval_every, report_to=o.report or "none",
+        eval_strategy="steps" if evaluates else "no", eval_steps=o.eval_every)
+
+# %% ../nbs/12_cli_train.ipynb #12rl007b
 def _rewarded(o, model, tokenizer, learn, test, reward):
     "The trainer of the second stage."
-    from soft_decoding.rl_trainer import SoftGRPOConfig, SoftGRPOTrainer
-    args = SoftGRPOConfig(
-        o.output, max_steps=o.steps, per_device_train_batch_size=o.batch_size, per_device_eval_batch_size=o.batch_size,
-        gradient_accumulation_steps=o.accumulate, learning_rate=o.lr, lr_scheduler_type="cosine", warmup_steps=.1,
-        num_generations=o.generations, num_iterations=o.iterations, max_completion_length=o.completion, epsilon=o.epsilon,
-        soft_epsilon=o.soft_epsilon, beta=o.kl_weight or 0., entropy_coef=o.beta, temperature=o.temperature, top_k=o.top_k or None,
-        top_p=o.top_p, min_p=o.min_p, think_start=o.think_start, think_end=o.think_end, think_tokens=o.think_tokens,
-        gradient_checkpointing=o.checkpointing, use_cpu=o.cpu, seed=o.seed, save_strategy="steps", save_steps=o.save_every,
-        save_total_limit=2, logging_steps=o.eval_every, report_to=o.report or "none",
-        eval_strategy="no" if test is None else "steps", eval_steps=o.eval_every)
-    return SoftGRPOTrainer(model, reward, args, train_dataset=learn, eval_dataset=test, processing_class=tokenizer,
-                           mixer=mixer_of(o.mixer), peft_config=_adapter(o))
+    from soft_decoding.rl_trainer import SoftGRPOTrainer
+    return SoftGRPOTrainer(
+        model, reward, _rewarded_args(o, test is not None), train_dataset=learn, eval_dataset=test,
+        processing_class=tokenizer, mixer=mixer_of(o.mixer), peft_config=_adapter(o))
 
 # %% ../nbs/12_cli_train.ipynb #12rl0008
 def _train_rewarded(o):
@@ -517,10 +537,13 @@ def _train_rewarded(o):
     if o.freeze: freeze(model, *[part.strip() for part in o.freeze.split(",")])
     trainer = _rewarded(o, model, tokenizer, learn, test, reward_of(o.reward))
     trained = sum(p.numel() for p in trainer.soft.parameters() if p.requires_grad)
-    _say(trainer, f"{len(learn)} prompts to learn from, {0 if test is None else len(test)} to evaluate on; {trained:,} numbers are trained.")
+    held = 0 if test is None else len(test)
+    _say(trainer, f"{len(learn)} prompts to learn from, {held} to evaluate on; "
+                  f"{trained:,} numbers are trained.")
     _finish(_with_lines(trainer), o)
     if trainer.is_world_process_zero(): _plot(trainer, o)
-    _say(trainer, f'The model is in {o.output}, its rewards in rewards.png. Try it: soft_generate "..." --model {o.output}')
+    _say(trainer, f"The model is in {o.output}, its rewards in rewards.png. "
+                  f'Try it: soft_generate "..." --model {o.output}')
     return trainer
 
 # %% ../nbs/12_cli_train.ipynb #12rl0009
@@ -533,13 +556,15 @@ def _shipped_rows():
 # %% ../nbs/12_cli_train.ipynb #12rl0010
 def _prompted(rows, o):
     "Rows with a prompt, and with the answer where the reward looks for it."
-    column = o.answer_column or "answer"
+    column, has = o.answer_column or "answer", ", ".join(rows.column_names)
     if "prompt" not in rows.column_names:
-        raise ValueError(f"`--data` {o.data} has no column 'prompt'; name it with --prompt_column; it has {', '.join(rows.column_names)}.")
+        raise ValueError(f"`--data` {o.data} has no column 'prompt'; name it with --prompt_column; "
+                         f"it has {has}.")
     if o.reward == "answer" and column not in rows.column_names:
-        raise ValueError(f"`--reward answer` needs a column {column!r}; name it with --answer_column; {o.data} has "
-                         f"{', '.join(rows.column_names)}.")
-    return rows.rename_column(column, "answer") if column != "answer" and column in rows.column_names else rows
+        raise ValueError(f"`--reward answer` needs a column {column!r}; name it with --answer_column; "
+                         f"{o.data} has {has}.")
+    renamed = column != "answer" and column in rows.column_names
+    return rows.rename_column(column, "answer") if renamed else rows
 
 # %% ../nbs/12_cli_train.ipynb #12rl0011
 def _plot(trainer, o):

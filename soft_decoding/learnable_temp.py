@@ -199,7 +199,8 @@ def _candidates(self: LearnableSampling, tempered):
 @patch
 def _gate(self: LearnableSampling, x, values, among=None):
     "Log-weights after the soft gates, whose thresholds are those of `among` (None: of all of them)."
-    among, out, gate = x if among is None else among, x, lambda threshold: torch.nn.functional.logsigmoid(self.sharpness * (x - threshold))
+    among, out = x if among is None else among, x
+    gate = lambda threshold: torch.nn.functional.logsigmoid(self.sharpness * (x - threshold))
     if "top_k" in values: out = out + gate(top_k_threshold(among, values["top_k"]))
     if "min_p" in values: out = out + gate(min_p_threshold(among, values["min_p"]))
     return out

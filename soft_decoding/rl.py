@@ -85,7 +85,8 @@ def from_infos(
 def _none_soft(info, mixer, embedding):
     "A step as it might have been, to stand under the masks of a rollout without soft steps."
     dist = TokenDist.one_hot(info.token, torch.promote_types(embedding.weight.dtype, torch.float32))
-    ctx = StepContext(info.phase, embedding=embedding, generator=torch.Generator(dist.probs.device).manual_seed(0))
+    generator = torch.Generator(dist.probs.device).manual_seed(0)
+    ctx = StepContext(info.phase, embedding=embedding, generator=generator)
     return replace(info, drawn=mixer(dist, ctx).detach(), support=dist)
 
 # %% ../nbs/08_rl.ipynb #71967367
@@ -129,7 +130,7 @@ def logits_again(
     sampling: Callable = Sampling(),  # Of the mixtures; a module with `on`, too
     hidden: bool = False,  # Last hidden states as well
     rebuild: bool | None = None,  # Make the fed weights anew; None: where the mixer does
-) -> tuple[Tensor, Tensor | None]:  # Logits before each step `(b, s, v)`, differentiable; hidden states `(b, s, d)`
+) -> tuple[Tensor, Tensor | None]:  # Logits before each step `(b, s, v)`, with graph; hidden states `(b, s, d)`
     "What a model says before every step of the draws."
     run = _rebuilt_logits if (mixer.rebuilds if rebuild is None else rebuild) else _fed_logits
     kwargs = dict(output_hidden_states=True) if hidden else {}
@@ -168,7 +169,7 @@ def _fed_logits(model, draws, mixer, sampling, kwargs):
 
 # %% ../nbs/08_rl.ipynb #ec87d610
 def _rebuilt_logits(model, draws, mixer, sampling, kwargs):
-    "Logits `(b, t, v)` and the state, with the weights of soft steps made anew in the graph; a pass for each soft step."
+    "Logits `(b, t, v)` and the state; the weights of soft steps made anew in the graph, a pass for each."
     state = _everywhere(model, draws, kwargs)
     before = torch.arange(1 - draws.start, draws.soft.shape[1], device=draws.soft.device)
     step = before.clamp_min(0)  # of each position
@@ -198,7 +199,8 @@ def check_scored(
     if getattr(answer_sampling, "starts", {}).keys() - {"temperature"}:
         raise ValueError("`answer_sampling` must not filter; learn its temperature alone.")
     if getattr(sampling, "needs_hidden", False) or getattr(answer_sampling, "needs_hidden", False):
-        raise ValueError("A sampling with condition='hidden' cannot score a draw again; use another condition.")
+        raise ValueError("A sampling with condition='hidden' cannot score a draw again; "
+                         "use another condition.")
     if getattr(sampling, "mass", None) is not None:
         raise ValueError("`sampling.mass` gives every step a width of its own; use `top_k`.")
 
@@ -206,7 +208,7 @@ def check_scored(
 def group_advantages(
     rewards: Tensor,  # `(prompts * num_generations,)`, the completions of a prompt side by side
     num_generations: int,  # Completions per prompt, at least 2
-    scale_rewards: bool | str = True,  # Divide by the deviation of the "group" (True), the "batch", or "none" (False)
+    scale_rewards: bool | str = True,  # Divide by the deviation of the "group" (True), "batch", "none" (False)
 ) -> Tensor:  # As the rewards
     "How much better than its group each completion is."
     if num_generations < 2 or len(rewards) % num_generations:
@@ -215,7 +217,8 @@ def group_advantages(
     if not bool(rewards.isfinite().all()):
         raise ValueError(f"Rewards must be finite, got {rewards[~rewards.isfinite()][0].item()} for row "
                          f"{(~rewards.isfinite()).nonzero()[0].item()}.")
-    groups, kind = rewards.view(-1, num_generations), {True: "group", False: "none"}.get(scale_rewards, scale_rewards)
+    groups = rewards.view(-1, num_generations)
+    kind = {True: "group", False: "none"}.get(scale_rewards, scale_rewards)
     if kind not in ("group", "batch", "none"):
         raise ValueError(f"`scale_rewards` must be group, batch, none or a bool, got {scale_rewards!r}.")
     centred = groups - groups.mean(-1, keepdim=True)
@@ -279,7 +282,8 @@ def policy_loss(
     tamed = torch.expm1(soft_power * change) / soft_power + 1
     ratio = torch.where(draws.soft, tamed, change.exp())
     soft = epsilon if soft_epsilon is None else soft_epsilon
-    down, up = (torch.where(draws.soft, soft, x) for x in (epsilon, epsilon if epsilon_high is None else epsilon_high))
+    high = epsilon if epsilon_high is None else epsilon_high
+    down, up = (torch.where(draws.soft, soft, x) for x in (epsilon, high))
     advantages = advantages if advantages.dim() == 2 else advantages[:, None]
     clipped = torch.minimum(torch.maximum(ratio, 1 - down), 1 + up)
     loss = -torch.minimum(ratio * advantages, clipped * advantages)
@@ -313,5 +317,6 @@ def step_entropy(
     sampling: Callable = Sampling(),  # Of the mixtures
 ) -> Tensor:  # Nats `(b, s)`; 0 where nothing was chosen
     "Of what the mixer was given on its support, or of the prediction where a token was fed."
-    soft, hard = sampling.on(logits, draws.support, draws).entropy(), TokenDist(None, logits.softmax(-1)).entropy()
+    soft = sampling.on(logits, draws.support, draws).entropy()
+    hard = TokenDist(None, logits.softmax(-1)).entropy()
     return torch.where(draws.soft, soft, hard).masked_fill(~draws.acts, 0.)

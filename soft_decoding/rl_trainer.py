@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIGNS', 'VALUES', 'SoftGRPOConfig', 'encode_prompts', 'PromptBatches', 'RewardError', 'reward_name', 'call_rewards',
-           'ModelReward', 'PolicyModule', 'Generation', 'SoftGRPOTrainer', 'SoftPPOConfig', 'ValueHead',
-           'SoftPPOTrainer', 'pathwise_reward', 'check_judge', 'reward_figure']
+           'ModelReward', 'PolicyModule', 'Generation', 'SoftGRPOTrainer', 'reward_figure', 'SoftPPOConfig',
+           'ValueHead', 'SoftPPOTrainer', 'pathwise_reward', 'check_judge']
 
 # %% ../nbs/08a_rl_trainer.ipynb #b11c5054
 import asyncio, inspect, math, warnings
@@ -28,9 +28,9 @@ from .decode import bound_think
 from .think import Think
 from .train import evaluating
 from .trainer import SafeTrainer, SafeTrainingArguments, prompt_ids
-from soft_decoding.rl import (
-    LOSS_TYPES, Draws, check_scored, gae_advantages, group_advantages, logits_again, mean_loss, policy_loss, step_entropy, step_logps,
-    support_kl)
+from .rl import (
+    LOSS_TYPES, Draws, check_scored, gae_advantages, group_advantages, logits_again, mean_loss, policy_loss,
+    step_entropy, step_logps, support_kl)
 
 # %% ../nbs/08a_rl_trainer.ipynb #b8da8123
 @dataclass
@@ -55,35 +55,43 @@ class SoftGRPOConfig(SafeTrainingArguments):
     soft_epsilon: float | None = None  # The same range for soft steps; None: `epsilon`
     soft_power: float = 1.  # a in (r^a - 1) / a + 1 for soft steps, in (0, 1]
     loss_type: str = "dapo"  # "grpo", "bnpo", "dapo", "dr_grpo": what the mean is taken over
-    scale_rewards: bool | str = True  # Deviation that advantages are divided by: "group" (True), "batch", "none" (False)
+    scale_rewards: bool | str = True  # Divide by the deviation of the "group" (True), "batch", "none" (False)
     reward_weights: list | None = None  # One per reward function; None: all 1
     mask_truncated_completions: bool = False  # Learn nothing from completions that did not end
     entropy_coef: float = 0.  # Weight of the mean entropy, which is added to the objective
     importance_cap: float | None = None  # Weigh steps by pi_old / pi_recorded, at most this; None: 1
-    pathwise: float = 0.  # Share of the gradient that flows through `judge`, in [0, 1]; the rest is the score's
+    pathwise: float = 0.  # Share of the gradient through `judge`, in [0, 1]; the rest is the score's
     shuffle_dataset: bool = True  # Draw prompts in another order in every epoch
 
     def __post_init__(self):
         if self.steps_per_generation is None: self.steps_per_generation = self.gradient_accumulation_steps
         super().__post_init__()
-        for name in ("max_completion_length", "num_generations", "num_iterations", "steps_per_generation"):
-            if (value := getattr(self, name)) < 1: raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        self._check_numbers()
         self._check_batches()
-        if not 0 <= self.pathwise <= 1: raise ValueError(f"`pathwise` must be in [0, 1], got {self.pathwise}.")
-        if self.answer_temperature <= 0:
-            raise ValueError(f"`answer_temperature` must be positive, or nothing is drawn, got {self.answer_temperature}.")
-        for name in ("beta", "epsilon", "importance_cap"):
-            if (value := getattr(self, name)) is not None and value < 0:
-                raise ValueError(f"`{name}` must be at least 0, got {value}.")
         if self.loss_type not in LOSS_TYPES:
             raise ValueError(f"`loss_type` must be one of {', '.join(LOSS_TYPES)}, got {self.loss_type!r}.")
         group_advantages(torch.zeros(2), 2, self.scale_rewards), self.sampling()
+
+    def _check_numbers(self):
+        "Counts, weights and shares are where they mean something."
+        for name in ("max_completion_length", "num_generations", "num_iterations", "steps_per_generation"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if not 0 <= self.pathwise <= 1:
+            raise ValueError(f"`pathwise` must be in [0, 1], got {self.pathwise}.")
+        if self.answer_temperature <= 0:
+            raise ValueError("`answer_temperature` must be positive, or nothing is drawn, "
+                             f"got {self.answer_temperature}.")
+        for name in ("beta", "epsilon", "importance_cap"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {value}.")
 
     def _check_batches(self):
         "Groups stay whole on a process, updates within a generation."
         if (n := self.per_device_train_batch_size * self.steps_per_generation) % self.num_generations:
             raise ValueError(f"`num_generations` must divide the {n} completions that are drawn at once "
-                             f"(`per_device_train_batch_size` x `steps_per_generation`), got {self.num_generations}.")
+                             "(`per_device_train_batch_size` x `steps_per_generation`), "
+                             f"got {self.num_generations}.")
         if self.steps_per_generation % self.gradient_accumulation_steps:
             raise ValueError("`steps_per_generation` must be a multiple of `gradient_accumulation_steps`, "
                              f"{self.gradient_accumulation_steps}, got {self.steps_per_generation}.")
@@ -102,7 +110,8 @@ def encode_prompts(
     ids = [prompt_ids(row, tokenizer) for row in rows]
     width = max(map(len, ids))
     if context is not None and width > context:
-        raise ValueError(f"A prompt has {width} tokens; with the completion the model's context has room for {context}.")
+        raise ValueError(f"A prompt has {width} tokens; with the completion the model's context has room "
+                         f"for {context}.")
     pad = getattr(tokenizer, "pad_token_id", None) or 0
     return dict(input_ids=torch.tensor([[pad] * (width - len(x)) + x for x in ids]),
                 attention_mask=torch.tensor([[0] * (width - len(x)) + [1] * len(x) for x in ids]))
@@ -121,18 +130,20 @@ class PromptBatches:
         world: int = 1,  # Processes
     ):
         if count < prompts * world:
-            raise ValueError(f"A generation takes {prompts * world} prompts, but the data set has {count}; make "
-                             "`per_device_train_batch_size` smaller or `num_generations` larger.")
-        self.count, self.prompts, self.repeats, self.seed, self.rank, self.world = count, prompts, repeats, seed, rank, world
-        self.epoch = 0
+            raise ValueError(f"A generation takes {prompts * world} prompts, but the data set has {count}; "
+                             "make `per_device_train_batch_size` smaller or `num_generations` larger.")
+        self.count, self.prompts, self.repeats, self.seed = count, prompts, repeats, seed
+        self.rank, self.world, self.epoch = rank, world, 0
 
     def __len__(self): return self.count // (self.prompts * self.world) * self.repeats
 
     def __iter__(self):
         order = torch.arange(self.count)
         if self.seed is not None:
-            order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed + self.epoch))
-        for start in range(0, len(self) // self.repeats * self.prompts * self.world, self.prompts * self.world):
+            generator = torch.Generator().manual_seed(self.seed + self.epoch)
+            order = torch.randperm(self.count, generator=generator)
+        every = self.prompts * self.world
+        for start in range(0, len(self) // self.repeats * every, every):
             own = order[start + self.rank * self.prompts:][:self.prompts].tolist()
             yield from [own] * self.repeats
 
@@ -145,13 +156,14 @@ def reward_name(
     function,  # A reward function, or a reward model
 ) -> str:
     "What a reward is called in the log."
-    if isinstance(function, nn.Module): return function.config._name_or_path.split("/")[-1] or type(function).__name__
+    if isinstance(function, nn.Module):
+        return function.config._name_or_path.split("/")[-1] or type(function).__name__
     return getattr(function, "__name__", None) or type(function).__name__
 
 # %% ../nbs/08a_rl_trainer.ipynb #40fc8477
 def call_rewards(
     functions: list,  # Functions in TRL's form, `async` ones too
-    given: dict,  # `prompts`, `completions`, `completion_ids` and columns: lists, one entry per completion; and more
+    given: dict,  # `prompts`, `completions`, `completion_ids`, columns: one entry per completion; and more
 ) -> Tensor:  # `(n, functions)`, float64; NaN where a function does not apply
     "The rewards of all completions."
     n = len(given["prompts"])
@@ -165,9 +177,12 @@ def call_rewards(
 def _call(function, given):
     "A call with what the function can take."
     taken = inspect.signature(function).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in taken.values()): given = {k: v for k, v in given.items() if k in taken}
+    if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        given = {k: v for k, v in given.items() if k in taken}
     try: return function(**given)
-    except Exception as e: raise RewardError(f"The reward {reward_name(function)!r} failed: {type(e).__name__}: {e}.") from e
+    except Exception as e:
+        failed = f"The reward {reward_name(function)!r} failed: {type(e).__name__}: {e}."
+        raise RewardError(failed) from e
 
 # %% ../nbs/08a_rl_trainer.ipynb #e07c1bbf
 async def _together(waiting): return await asyncio.gather(*waiting)
@@ -177,7 +192,8 @@ def _checked(name, values, n):
     "Numbers `(n,)`, NaN for None; raise for what is no reward."
     values = values.tolist() if isinstance(values, Tensor) else list(values)
     if len(values) != n:
-        raise RewardError(f"The reward {name!r} must return {n} values, one per completion, got {len(values)}.")
+        raise RewardError(f"The reward {name!r} must return {n} values, one per completion, "
+                          f"got {len(values)}.")
     for i, x in enumerate(values):
         if x is not None and not math.isfinite(x):
             raise RewardError(f"The reward {name!r} must be finite or None, got {x} for completion {i}.")
@@ -193,14 +209,17 @@ class ModelReward:
     ):
         if getattr(model.config, "num_labels", 1) != 1:
             raise ValueError(f"A reward model must have one logit, got {model.config.num_labels} labels.")
-        self.model, self.tokenizer, self.__name__ = model.eval().requires_grad_(False), tokenizer, reward_name(model)
+        self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
+        self.__name__ = reward_name(model)
         if model.config.pad_token_id is None: model.config.pad_token_id = tokenizer.pad_token_id
 
     @torch.no_grad()
     def __call__(self, prompts, completions, **kwargs):
         talks = [p + c if isinstance(p, list) else p + str(c) for p, c in zip(prompts, completions)]
-        texts = [x if isinstance(x, str) else self.tokenizer.apply_chat_template(x, tokenize=False) for x in talks]
-        batch = self.tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
+        texts = [x if isinstance(x, str) else self.tokenizer.apply_chat_template(x, tokenize=False)
+                 for x in talks]
+        batch = self.tokenizer(texts, return_tensors="pt", padding=True, padding_side="right",
+                               add_special_tokens=False)
         return self.model(**batch.to(self.model.device)).logits[:, 0].float().tolist()
 
 # %% ../nbs/08a_rl_trainer.ipynb #0282255b
@@ -263,11 +282,13 @@ def draw(
 ) -> tuple:  # State and steps
     "Completions, one per row."
     state = State.start(self.model, **prompts, think=self.think)
-    everything = getattr(self.plugs["sampling"], "top_k", None) or len(self.model.get_input_embeddings().weight)
+    everything = getattr(self.plugs["sampling"], "top_k", None)
+    everything = everything or len(self.model.get_input_embeddings().weight)
     kept = dict(trace_k=everything) if grad else dict(trace_k=0, keep=("draw", "log_prob"))
     return soft_rollout(
-        self.model, state, self.length, **self.plugs, **kept, think=self.think, do_sample=True, generator=generator, grad=grad,
-        stopping=_Ends(self.ends) if self.ends else None, pad_token_id=self.pad)
+        self.model, state, self.length, **self.plugs, **kept, think=self.think, do_sample=True,
+        generator=generator, grad=grad, pad_token_id=self.pad,
+        stopping=_Ends(self.ends) if self.ends else None)
 
 # %% ../nbs/08a_rl_trainer.ipynb #408ccdbd
 @dataclass
@@ -293,8 +314,8 @@ def score(
     logits, hidden = logits_again(self.model, draws, **again, hidden=self.value_head is not None)
     out = dict(logps=step_logps(draws, logits, **self.plugs), entropy=step_entropy(draws, logits, sampling))
     if with_kl:
-        out["kl"] = support_kl(draws, logits, self.reference_logits(draws), sampling)
-        out["kl"] = torch.where(draws.soft, out["kl"] * getattr(mixer, "k", 1), out["kl"])  # K tokens are K choices
+        apart = support_kl(draws, logits, self.reference_logits(draws), sampling)
+        out["kl"] = torch.where(draws.soft, apart * getattr(mixer, "k", 1), apart)  # K tokens are K choices
     if self.value_head is not None: out["values"] = self.value_head(hidden)
     return out
 
@@ -316,9 +337,9 @@ def reference_logits(
 @dataclass
 class Generation:
     "Completions, how likely they were, and what they are worth; `b` rows of `s` steps."
-    draws: Draws
+    draws: Draws  # What was done, and what scores it again
     counts: Tensor  # Steps to learn from, bool `(b, s)`
-    advantages: Tensor  # `(b, s)`
+    advantages: Tensor  # How much better than expected, `(b, s)`
     recorded: Tensor  # Log-probabilities that the rollout itself wrote down `(b, s)`
     logps: Tensor | None = None  # The same, scored in one pass `(b, s)`; None: the first loss takes its own
     values: Tensor | None = None  # Expected before each step `(b, s)`; None: no value function
@@ -354,17 +375,18 @@ class SoftGRPOTrainer(SafeTrainer):
         **kwargs,  # Of `transformers.Trainer`
     ):
         args = self.arguments("soft_policy") if args is None else args
-        self.plugs = dict(mixer=GumbelMixer(.5) if mixer is None else mixer, sampling=sampling, think=think, reference=reference,
-                          judge=judge)
+        mixer = GumbelMixer(.5) if mixer is None else mixer
+        self.plugs = dict(mixer=mixer, sampling=sampling, think=think, reference=reference, judge=judge)
         self.tokenizer, self.last_completions, self.reward_funcs = processing_class, [], []
-        self.generation, self._meter, self._sums, self._calm = None, {}, {}, Counter()
-        super().__init__(model, args, list, train_dataset, eval_dataset, processing_class, peft_config=peft_config, **kwargs)
+        self.generation, self._meter, self._calm = None, {}, Counter()
+        super().__init__(model, args, list, train_dataset, eval_dataset, processing_class,
+                         peft_config=peft_config, **kwargs)
         if self.soft.together:
             raise ValueError("Rewards need whole weights on every process; leave out `fsdp` and `deepspeed`.")
         self.reward_funcs = _reward_list(reward_funcs, reward_processing_classes, self.tokenizer)
         if args.reward_weights is not None and len(args.reward_weights) != len(self.reward_funcs):
-            raise ValueError(f"`reward_weights` must have one weight per reward, {len(self.reward_funcs)}, got "
-                             f"{len(args.reward_weights)}.")
+            raise ValueError(f"`reward_weights` must have one weight per reward, {len(self.reward_funcs)}, "
+                             f"got {len(args.reward_weights)}.")
         for frozen in (reference, judge):
             if frozen is not None: frozen.eval().requires_grad_(False).to(self.args.device)
         for hook in (_Boundary, _Epoch): self.add_callback(hook(self))
@@ -384,7 +406,8 @@ def _as_reward(function, own, tokenizer):
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
         own = AutoTokenizer.from_pretrained(function) if own is None else own
         function = AutoModelForSequenceClassification.from_pretrained(function, num_labels=1)
-    if isinstance(function, nn.Module) and hasattr(function, "config"): return ModelReward(function, own or tokenizer)
+    if isinstance(function, nn.Module) and hasattr(function, "config"):
+        return ModelReward(function, own or tokenizer)
     if not callable(function): raise TypeError(f"A reward must be a function or a model, got {function!r}.")
     return function
 
@@ -403,15 +426,18 @@ def make_module(
     if think is None: think = _think_of(args)
     self._check_dropout(model)
     return PolicyModule(
-        model, mixer=mixer, sampling=sampling or args.sampling(), answer_sampling=Sampling(args.answer_temperature),
-        think=bound_think(think, self.tokenizer), length=args.max_completion_length, reference=reference, judge=judge,
-        ends=_end_ids(model, self.tokenizer), pad=getattr(self.tokenizer, "pad_token_id", None) or 0, value_head=self.value_head(model))
+        model, mixer=mixer, sampling=sampling or args.sampling(),
+        answer_sampling=Sampling(args.answer_temperature), think=bound_think(think, self.tokenizer),
+        length=args.max_completion_length, reference=reference, judge=judge,
+        ends=_end_ids(model, self.tokenizer), pad=getattr(self.tokenizer, "pad_token_id", None) or 0,
+        value_head=self.value_head(model))
 
 # %% ../nbs/08a_rl_trainer.ipynb #7700f3b0
 def _think_of(args):
     "Where completions are soft, as the arguments say."
     if args.think_tokens is None and args.think_end is None:
-        raise ValueError("Say where completions are soft: `think_tokens`, `think_end`, or a policy as `think`.")
+        raise ValueError("Say where completions are soft: `think_tokens`, `think_end`, "
+                         "or a policy as `think`.")
     return Think(args.think_start, args.think_end, args.think_tokens)
 
 # %% ../nbs/08a_rl_trainer.ipynb #2a60c286
@@ -432,7 +458,8 @@ def _check_dropout(self: SoftGRPOTrainer, model):
     "Activations are computed again in training mode only, and there dropout would act."
     drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
     if self.args.checkpointed() and (drops or getattr(model.config, "attention_dropout", 0)):
-        raise ValueError(f"`{self.args.checkpointed()[0]}` needs a model without dropout here; set its rates to 0.")
+        raise ValueError(f"`{self.args.checkpointed()[0]}` needs a model without dropout here; "
+                         "set its rates to 0.")
 
 # %% ../nbs/08a_rl_trainer.ipynb #a66dcb1f
 @patch
@@ -440,8 +467,9 @@ def get_train_dataloader(self: SoftGRPOTrainer):
     "The prompts of this process, as often as there are batches of a generation."
     a = self.args
     prompts = a.per_device_train_batch_size * a.steps_per_generation // a.num_generations
-    self.batches = PromptBatches(len(self.train_dataset), prompts, a.steps_per_generation * a.num_iterations,
-                                 seed=a.seed if a.shuffle_dataset else None, rank=a.process_index, world=a.world_size)
+    self.batches = PromptBatches(
+        len(self.train_dataset), prompts, a.steps_per_generation * a.num_iterations,
+        seed=a.seed if a.shuffle_dataset else None, rank=a.process_index, world=a.world_size)
     return torch.utils.data.DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=list)
 
 # %% ../nbs/08a_rl_trainer.ipynb #5ce24511
@@ -468,11 +496,13 @@ def compute_loss(
     number, turn = self._place()
     if not self.args.checkpointed(): model.eval()
     with self.naming_errors():
-        if self.generation is None or self.generation[0] != number: self.draw_generation(model, inputs, number)
+        if self.generation is None or self.generation[0] != number:
+            self.draw_generation(model, inputs, number)
         _, whole, totals = self.generation
         size = self.args.per_device_train_batch_size
         part = whole.rows(slice(turn * size, (turn + 1) * size))
-        out = model(draws=part.draws, with_kl=self.args.beta > 0, seeds=part.seeds if self.args.pathwise else None)
+        seeds = part.seeds if self.args.pathwise else None
+        out = model(draws=part.draws, with_kl=self.args.beta > 0, seeds=seeds)
         loss, stats = self.objective(part, out, totals[turn // self.args.gradient_accumulation_steps])
     self.note(stats)
     return (loss, out) if return_outputs else loss
@@ -487,20 +517,28 @@ def objective(
 ) -> tuple[Tensor, dict]:  # The loss, and numbers for the log
     "What is minimised: the clipped policy gradient, the leash, the entropy."
     a, old = self.args, out["logps"].detach() if part.logps is None else part.logps
-    losses, stats = policy_loss(out["logps"], old, part.advantages, part.draws, epsilon=a.epsilon, epsilon_high=a.epsilon_high,
-                                soft_epsilon=a.soft_epsilon, soft_power=a.soft_power)
+    losses, stats = policy_loss(
+        out["logps"], old, part.advantages, part.draws, epsilon=a.epsilon, epsilon_high=a.epsilon_high,
+        soft_epsilon=a.soft_epsilon, soft_power=a.soft_power)
     if a.importance_cap is not None: losses = losses * (old - part.recorded).exp().clamp(max=a.importance_cap)
     if a.beta: losses = losses + a.beta * out["kl"]
     if a.entropy_coef: losses = losses - a.entropy_coef * out["entropy"]
-    mean = lambda x, steps: (x.detach() * steps).sum() / steps.sum().clamp_min(1)
-    stats |= dict(entropy=mean(out["entropy"], part.draws.acts), entropy_soft=mean(out["entropy"], part.draws.acts & part.draws.soft),
-                  recorded_ratio=mean((old - part.recorded).exp().sub(1).abs(), part.draws.acts),
-                  approx_kl=mean(old - out["logps"], part.counts))
-    if a.beta: stats["kl"] = mean(out["kl"], part.draws.acts)
+    stats |= _means(part, out, old)
     loss = mean_loss(losses, part.counts, a.loss_type, total=total, length=a.max_completion_length)
     if not a.pathwise: return loss, stats
     told = out["pathwise"].mean()
     return (1 - a.pathwise) * loss - a.pathwise * told, dict(stats, pathwise_reward=told.detach())
+
+# %% ../nbs/08a_rl_trainer.ipynb #08ameans
+def _means(part, out, old):
+    "Means over the steps of a batch, for the log."
+    acts = part.draws.acts
+    mean = lambda x, steps: (x.detach() * steps).sum() / steps.sum().clamp_min(1)
+    found = dict(
+        entropy=mean(out["entropy"], acts), entropy_soft=mean(out["entropy"], acts & part.draws.soft),
+        recorded_ratio=mean((old - part.recorded).exp().sub(1).abs(), acts),
+        approx_kl=mean(old - out["logps"], part.counts))
+    return dict(found, kl=mean(out["kl"], acts)) if "kl" in out else found
 
 # %% ../nbs/08a_rl_trainer.ipynb #a8ae088b
 @patch
@@ -519,7 +557,8 @@ def draw_generation(
     try: rewards = self.rewards(rows, state, infos, ended)
     except RewardError as e: raise self._kept(e) from e
     generation.counts = self._counted(generation.draws, ended)
-    if a.num_iterations * a.steps_per_generation > a.gradient_accumulation_steps or self.needs_values: self._rescore(model, generation)
+    several = a.num_iterations * a.steps_per_generation > a.gradient_accumulation_steps
+    if several or self.needs_values: self._rescore(model, generation)
     generation.advantages = self.advantages(generation, rewards)
     self.generation = number, generation, self._totals(generation.counts)
 
@@ -532,10 +571,11 @@ def complete(
     number: int,  # Of the generation; -1 for an evaluation
 ) -> tuple:  # State and steps of the rollout
     "Draw a completion for every row."
+    device, seeds = self.args.device, self.row_seeds(len(rows), number)
     limit = getattr(self.soft.model.config.get_text_config(), "max_position_embeddings", None)
-    prompts = encode_prompts(rows, self.tokenizer, None if limit is None else limit - self.args.max_completion_length)
-    prompts = {k: v.to(self.args.device) for k, v in prompts.items()}
-    generators = [torch.Generator(self.args.device).manual_seed(seed) for seed in self.row_seeds(len(rows), number)]
+    room = None if limit is None else limit - self.args.max_completion_length
+    prompts = {k: v.to(device) for k, v in encode_prompts(rows, self.tokenizer, room).items()}
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     with torch.no_grad(), evaluating(model): return model(prompts=prompts, generator=generators)
 
 # %% ../nbs/08a_rl_trainer.ipynb #ce0a8c1c
@@ -572,21 +612,26 @@ def rewards(
     ended: Tensor,  # Rows that ended by themselves `(b,)`
 ) -> Tensor:  # `(b,)`, the weighted sum of all rewards
     "Ask the reward functions, and note what they said."
-    prompts, completions, ids = self._said(rows, state, infos)
+    said, extra = self._said(rows, state, infos), {}
     columns = {k: [row.get(k) for row in rows] for k in rows[0] if k not in ("prompt", "input_ids")}
-    extra = {}
     each = call_rewards(self.reward_funcs, dict(
-        columns, prompts=prompts, completions=completions, completion_ids=ids, trainer_state=self.state,
-        log_extra=extra.__setitem__, log_metric=lambda name, value: self.note({name: value})))
+        columns, **said, trainer_state=self.state, log_extra=extra.__setitem__,
+        log_metric=lambda name, value: self.note({name: value})))
     if bool((lost := each.isnan().all(-1)).any()):
         raise RewardError(f"No reward applies to completion {int(lost.nonzero()[0])}: all returned None.")
     weights = torch.tensor(self.args.reward_weights or [1.] * len(self.reward_funcs), dtype=torch.float64)
     total = (each.nan_to_num(0.) * weights).sum(-1)
-    self._note_rewards(each, total, ids, ended)
-    self.last_completions = [dict(prompt=p, completion=c, reward=r, **{k: v[i] for k, v in extra.items()})
-                             for i, (p, c, r) in enumerate(zip(prompts, completions, total.tolist()))]
+    self._note_rewards(each, total, said["completion_ids"], ended)
+    self.last_completions = _kept_rows(said, total, extra)
     self.last_rewards = total.to(self.args.device)
     return self.last_rewards
+
+# %% ../nbs/08a_rl_trainer.ipynb #08akeptr
+def _kept_rows(said, total, extra):
+    "Prompt, completion, reward, and what functions added by `log_extra`, row by row."
+    parts = zip(said["prompts"], said["completions"], total.tolist())
+    return [dict(prompt=p, completion=c, reward=r, **{k: v[i] for k, v in extra.items()})
+            for i, (p, c, r) in enumerate(parts)]
 
 # %% ../nbs/08a_rl_trainer.ipynb #e24e8bc0
 @patch
@@ -596,22 +641,26 @@ def _said(self: SoftGRPOTrainer, rows, state, infos):
     read = state.input_ids[:, -len(infos):]
     ids = [row[keep].tolist() for row, keep in zip(read.cpu(), alive.cpu())]
     prompts = [row.get("prompt", row.get("input_ids")) for row in rows]
-    if self.tokenizer is None: return prompts, ids, ids
+    said = dict(prompts=prompts, completions=ids, completion_ids=ids)
+    if self.tokenizer is None: return said
     texts = [self.tokenizer.decode(x, skip_special_tokens=True) for x in ids]
     talks = [not isinstance(p, str) and "prompt" in row for p, row in zip(prompts, rows)]
-    return prompts, [[dict(role="assistant", content=t)] if talk else t for t, talk in zip(texts, talks)], ids
+    answers = [[dict(role="assistant", content=t)] if talk else t for t, talk in zip(texts, talks)]
+    return dict(said, completions=answers)
 
 # %% ../nbs/08a_rl_trainer.ipynb #997fdc19
 @patch
 def _note_rewards(self: SoftGRPOTrainer, each, total, ids, ended):
     "Means for the log."
     groups = total.view(-1, self.args.num_generations)
-    for function, values in zip(self.reward_funcs, each.T): self.note({f"rewards/{reward_name(function)}/mean": values.nanmean()})
-    answers = Counter(x[-1] for x in ids if x)
+    for function, values in zip(self.reward_funcs, each.T):
+        self.note({f"rewards/{reward_name(function)}/mean": values.nanmean()})
+    answers, grouped = Counter(x[-1] for x in ids if x), groups.shape[1] > 1
     self.note({
-        "reward": total.mean(), "reward_std": groups.std(-1).mean() if groups.shape[1] > 1 else total.std(),
-        "frac_reward_zero_std": (groups.std(-1) < 1e-8).double().mean() if groups.shape[1] > 1 else 0.,
-        "completions/mean_length": sum(map(len, ids)) / len(ids), "completions/clipped_ratio": 1. - ended.double().mean(),
+        "reward": total.mean(), "reward_std": groups.std(-1).mean() if grouped else total.std(),
+        "frac_reward_zero_std": (groups.std(-1) < 1e-8).double().mean() if grouped else 0.,
+        "completions/mean_length": sum(map(len, ids)) / len(ids),
+        "completions/clipped_ratio": 1. - ended.double().mean(),
         "completions/commonest_end": max(answers.values(), default=0) / len(ids)})
 
 # %% ../nbs/08a_rl_trainer.ipynb #bb25b2a9
@@ -636,8 +685,10 @@ def _counted(self: SoftGRPOTrainer, draws, ended):
 def _totals(self: SoftGRPOTrainer, counts):
     "Steps that count in each update, over all its batches and processes, per batch of one process."
     a = self.args
-    per_update = counts.sum(-1).view(-1, a.per_device_train_batch_size * a.gradient_accumulation_steps).sum(-1)
-    return (self.accelerator.reduce(per_update.double(), "sum") / (a.gradient_accumulation_steps * a.world_size)).tolist()
+    size = a.per_device_train_batch_size * a.gradient_accumulation_steps
+    per_update = counts.sum(-1).view(-1, size).sum(-1).double()
+    batches = a.gradient_accumulation_steps * a.world_size
+    return (self.accelerator.reduce(per_update, "sum") / batches).tolist()
 
 # %% ../nbs/08a_rl_trainer.ipynb #6e96467f
 @patch
@@ -665,9 +716,10 @@ def _rescore(self: SoftGRPOTrainer, model, generation):
 @patch
 def _kept(self: SoftGRPOTrainer, error):
     "The same error, with a step and a checkpoint to go on from."
-    if self.state.global_step and not (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}").exists():
+    step = self.state.global_step
+    if step and not (Path(self.args.output_dir) / f"checkpoint-{step}").exists():
         self._save_checkpoint(self.model, trial=None)
-    return RewardError(f"Step {self.state.global_step + 1}: {error} {self.last_good()}")
+    return RewardError(f"Step {step + 1}: {error} {self.last_good()}")
 
 # %% ../nbs/08a_rl_trainer.ipynb #5a4842c5
 class _Boundary(TrainerCallback):
@@ -675,7 +727,8 @@ class _Boundary(TrainerCallback):
     def __init__(self, trainer): self.waits = False
 
     def on_step_end(self, args, state, control, **kwargs):
-        inside = state.global_step * args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations)
+        every = args.steps_per_generation * args.num_iterations
+        inside = state.global_step * args.gradient_accumulation_steps % every
         due = control.should_save or self.waits
         self.waits = due and bool(inside) and state.global_step < state.max_steps
         control.should_save = due and not self.waits
@@ -684,7 +737,9 @@ class _Boundary(TrainerCallback):
 class _Epoch(TrainerCallback):
     "Another order in every epoch; a resumed one has the order that it had."
     def __init__(self, trainer): self.trainer = trainer
-    def on_epoch_begin(self, args, state, control, **kwargs): self.trainer.batches.epoch = int(state.epoch or 0)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.trainer.batches.epoch = int(state.epoch or 0)
 
 # %% ../nbs/08a_rl_trainer.ipynb #b37c3fec
 @patch
@@ -696,7 +751,8 @@ def log(
     "Log, with the means of all that was noted."
     if "loss" in logs and self._meter:
         names = sorted(self._meter)
-        means = torch.tensor([self._meter[k][0] / self._meter[k][1] for k in names], dtype=torch.float64, device=self.args.device)
+        means = [total / n for total, n in map(self._meter.get, names)]
+        means = torch.tensor(means, dtype=torch.float64, device=self.args.device)
         logs = dict(logs, **dict(zip(names, self.accelerator.reduce(means, "mean").tolist())))
         self._meter.clear()
         self._watch(logs)
@@ -704,19 +760,42 @@ def log(
 
 # %% ../nbs/08a_rl_trainer.ipynb #ec5bf6d8
 SIGNS = dict(
-    no_variance=("in nearly all groups the rewards are equal", lambda x: x.get("frac_reward_zero_std", 0) > .95),
+    no_variance=("in nearly all groups the rewards are equal",
+                 lambda x: x.get("frac_reward_zero_std", 0) > .95),
     no_entropy=("the policy has nothing left to choose", lambda x: x.get("entropy", 1) < .02),
     no_gradient=("the gradient is 0", lambda x: x.get("grad_norm", 1) < 1e-9),
-    one_answer=("nearly all completions end in the same token", lambda x: x.get("completions/commonest_end", 0) > .95),
+    one_answer=("nearly all completions end in the same token",
+                lambda x: x.get("completions/commonest_end", 0) > .95),
 )  # Of a collapse: what it is, and when a log shows it
 
+# %% ../nbs/08a_rl_trainer.ipynb #08awatch
 @patch
 def _watch(self: SoftGRPOTrainer, logs, patience=3):
     "Warn of a sign that was seen in so many logs in a row, once."
     for name, (what, is_seen) in SIGNS.items():
         self._calm[name] = self._calm[name] + 1 if is_seen(logs) else 0
         if self._calm[name] == patience:
-            warnings.warn(f"The policy may have collapsed: {what}, {patience} logs in a row up to step {self.state.global_step}.")
+            warnings.warn(f"The policy may have collapsed: {what}, {patience} logs in a row up to step "
+                          f"{self.state.global_step}.")
+
+# %% ../nbs/08a_rl_trainer.ipynb #e0bb6efb
+def reward_figure(
+    logs: list | dict,  # `trainer.state.log_history`, or several by name
+    shown: tuple = ("reward", "entropy", "clip_fraction_soft"),  # A panel each
+):  # A figure
+    "How rewards, and what else was logged, went over the updates."
+    from matplotlib.figure import Figure
+    logs = logs if isinstance(logs, dict) else {"": logs}
+    fig = Figure(figsize=(4.6, .5 + 1.4 * len(shown)), layout="constrained")
+    axes = fig.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, name in zip(axes, shown):
+        for label, log in logs.items():
+            seen = [(entry["step"], entry[name]) for entry in log if name in entry]
+            if seen: ax.plot(*zip(*seen), label=label)
+        ax.set_title(name.replace("_", " "), fontsize=10, loc="left")
+    axes[-1].set_xlabel("update")
+    if len(logs) > 1: axes[0].legend(frameon=False)
+    return fig
 
 # %% ../nbs/08a_rl_trainer.ipynb #9fa7d17a
 @patch
@@ -728,7 +807,8 @@ def get_eval_dataloader(
     rows = self.eval_dataset if eval_dataset is None else eval_dataset
     if isinstance(rows, str): rows = self.eval_dataset[rows]
     own = range(self.args.process_index, len(rows), self.args.world_size)
-    return torch.utils.data.DataLoader(rows, sampler=own, batch_size=self.args.eval_batch_size, collate_fn=list)
+    size = self.args.eval_batch_size
+    return torch.utils.data.DataLoader(rows, sampler=own, batch_size=size, collate_fn=list)
 
 # %% ../nbs/08a_rl_trainer.ipynb #f7f4854a
 @patch
@@ -743,12 +823,12 @@ def evaluation_loop(
     "Mean rewards, length and share of completions that did not end."
     held, self._meter, model = self._meter, {}, self.model_wrapped
     groups, self.args.num_generations = self.args.num_generations, 1
-    try:
-        sums, n = self._evaluated(model, dataloader)
+    try: sums, n = self._evaluated(model, dataloader)
     finally: self._meter, self.args.num_generations = held, groups
-    total = self.accelerator.reduce(torch.tensor([*sums.values(), n], dtype=torch.float64, device=self.args.device), "sum")
-    metrics = {f"{metric_key_prefix}_{k}": x / total[-1].item() for k, x in zip(sums, total.tolist())}
-    return EvalLoopOutput(None, None, metrics, int(total[-1]))
+    total = torch.tensor([*sums.values(), n], dtype=torch.float64, device=self.args.device)
+    *found, n = self.accelerator.reduce(total, "sum").tolist()
+    metrics = {f"{metric_key_prefix}_{k}": x / n for k, x in zip(sums, found)}
+    return EvalLoopOutput(None, None, metrics, int(n))
 
 # %% ../nbs/08a_rl_trainer.ipynb #ff22ae8d
 @patch
@@ -798,7 +878,8 @@ class ValueHead(nn.Module):
 
     def save_pretrained(self, folder):
         from safetensors.torch import save_file
-        save_file({k: v.detach().contiguous().cpu() for k, v in self.state_dict().items()}, Path(folder) / VALUES)
+        weights = {k: v.detach().contiguous().cpu() for k, v in self.state_dict().items()}
+        save_file(weights, Path(folder) / VALUES)
 
     def load_saved(self, folder):
         from safetensors.torch import load_file
@@ -818,7 +899,8 @@ def value_head(
     model,  # The policy
 ) -> ValueHead:
     "A new value function for a model."
-    return ValueHead(model.config.get_text_config().hidden_size).to(device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    return ValueHead(model.config.get_text_config().hidden_size).to(device=model.device, dtype=dtype)
 
 # %% ../nbs/08a_rl_trainer.ipynb #205c7599
 @patch
@@ -851,8 +933,11 @@ def objective(
     loss, stats = SoftGRPOTrainer.objective(self, part, out, total)
     values, was, clip = out["values"], part.values, self.args.cliprange_value
     error = (values - part.returns).square()
-    if clip is not None: error = torch.maximum(error, (was + (values - was).clamp(-clip, clip) - part.returns).square())
-    missed = mean_loss(error / 2, part.counts, self.args.loss_type, total=total, length=self.args.max_completion_length)
+    if clip is not None:
+        near = was + (values - was).clamp(-clip, clip)
+        error = torch.maximum(error, (near - part.returns).square())
+    missed = mean_loss(error / 2, part.counts, self.args.loss_type, total=total,
+                       length=self.args.max_completion_length)
     return loss + self.args.vf_coef * missed, dict(stats, value_loss=missed.detach())
 
 # %% ../nbs/08a_rl_trainer.ipynb #80a260bd
@@ -882,10 +967,11 @@ def pathwise(
     seeds: Tensor,  # Of the rows' noise `(b,)`
 ) -> Tensor:  # `(b,)`
     "The reward model's answer to the same completions, drawn once more with their graph."
-    prompts = dict(input_ids=draws.input_ids[:, :draws.start], attention_mask=draws.attention_mask[:, :draws.start])
+    ids, mask = (x[:, :draws.start] for x in (draws.input_ids, draws.attention_mask))
     generators = [torch.Generator(draws.soft.device).manual_seed(seed) for seed in seeds.tolist()]
     judge, = self.judge
-    return pathwise_reward(judge, *self.draw(prompts, generators, grad=True))
+    drawn = self.draw(dict(input_ids=ids, attention_mask=mask), generators, grad=True)
+    return pathwise_reward(judge, *drawn)
 
 # %% ../nbs/08a_rl_trainer.ipynb #b7a762e4
 def check_judge(
@@ -895,21 +981,7 @@ def check_judge(
     "Refuse a reward model that cannot read the policy's mixtures."
     sizes = [len(m.get_input_embeddings().weight) for m in (judge, model)]
     if sizes[0] != sizes[1]:
-        raise ValueError(f"`judge` must have the policy's vocabulary to be fed its mixtures, {sizes[1]} rows, got {sizes[0]}.")
-    if judge.config.num_labels != 1: raise ValueError(f"`judge` must have one logit, got {judge.config.num_labels} labels.")
-
-# %% ../nbs/08a_rl_trainer.ipynb #e0bb6efb
-def reward_figure(
-    logs: list | dict,  # `trainer.state.log_history`, or several by name
-    shown: tuple = ("reward", "entropy", "clip_fraction_soft"),  # A panel each
-):  # A figure
-    "How rewards, and what else was logged, went over the updates."
-    from matplotlib.figure import Figure
-    logs, fig = logs if isinstance(logs, dict) else {"": logs}, Figure(figsize=(6.5, 2.2), layout="constrained")
-    for ax, name in zip(fig.subplots(1, len(shown)), shown):
-        for label, log in logs.items():
-            seen = [(entry["step"], entry[name]) for entry in log if name in entry]
-            if seen: ax.plot(*zip(*seen), label=label)
-        ax.set(xlabel="update", title=name.replace("_", " "))
-    if len(logs) > 1: fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(logs), frameon=False)
-    return fig
+        raise ValueError("`judge` must have the policy's vocabulary to be fed its mixtures, "
+                         f"{sizes[1]} rows, got {sizes[0]}.")
+    if judge.config.num_labels != 1:
+        raise ValueError(f"`judge` must have one logit, got {judge.config.num_labels} labels.")

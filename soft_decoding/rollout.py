@@ -369,7 +369,7 @@ class StepInfo:
     drawn: SoftToken | None = None  # What is fed, with its draw; kept where `keep` has "draw"
     fed: Tensor | None = None  # What is fed as vectors, whatever it is, `(b, d)`; kept where `keep` has "embeds"
     support: TokenDist | None = None  # What the mixer got `(b, k)`; None: no row was soft; kept as `drawn`
-    log_prob: Tensor | None = None  # Of what was drawn, nats, float64; 0 where nothing was; where `keep` has it
+    log_prob: Tensor | None = None  # Of what was drawn, nats, float64; 0 where nothing was; if `keep` has it
     outputs: dict = field(default_factory=dict)  # Hidden states and attentions, where asked for
 
 # %% ../nbs/02_rollout.ipynb #020364cf
@@ -648,14 +648,16 @@ def _mode(state, bad=None):
 
 # %% ../nbs/02_rollout.ipynb #02logp00
 def _log_prob(soft, info, ctx):
-    "How likely a step was: the mixer's draw, and a read-out drawn apart from it; or the token of a discrete step."
+    "How likely a step was: the mixer's draw and a read-out drawn apart, or the token of a discrete step."
     of_token = lambda dist: dist.prob_of(info.token).double().log()
     thinks, out = info.phase == Phase.THINK, torch.zeros_like(info.entropy, dtype=torch.float64)
     if info.support is not None:
         drawn = ctx.mixer.log_prob(soft.draw, info.support).double()
         if ctx.mixer.reads_apart: drawn = drawn + of_token(info.support)
         out = torch.where(thinks, drawn, out)
-    if ctx.mode != "soft": out = torch.where(thinks, out, of_token((ctx.answer_sampling or ctx.sampling)(info.scores, ctx)[0]))
+    if ctx.mode != "soft":
+        said, _ = (ctx.answer_sampling or ctx.sampling)(info.scores, ctx)
+        out = torch.where(thinks, out, of_token(said))
     return out.masked_fill((info.phase == Phase.DONE) | (info.phase == Phase.END), 0.)
 
 # %% ../nbs/02_rollout.ipynb #bad19720

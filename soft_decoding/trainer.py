@@ -150,10 +150,12 @@ def prompt_ids(
     row: dict,  # With `input_ids`, or `prompt`: text or messages (also `tools`, `chat_template_kwargs`)
     tokenizer,  # Of the model; None: rows hold ids
 ) -> list[int]:
-    "Ids that a completion goes on from: text as the tokenizer begins it, a conversation with its generation prompt."
+    "Ids that a completion goes on from: text as the tokenizer begins it, a conversation up to the reply."
     if row.get("input_ids") is not None: return list(map(int, row["input_ids"]))
-    if row.get("prompt") is None: raise ValueError(f"It needs `prompt` or `input_ids`, got {', '.join(row) or 'nothing'}.")
-    if tokenizer is None: raise ValueError("`processing_class` must be the tokenizer, or the rows must have `input_ids`.")
+    if row.get("prompt") is None:
+        raise ValueError(f"It needs `prompt` or `input_ids`, got {', '.join(row) or 'nothing'}.")
+    if tokenizer is None:
+        raise ValueError("`processing_class` must be the tokenizer, or the rows must have `input_ids`.")
     if isinstance(row["prompt"], str): return _around(tokenizer, row["prompt"])[0]
     options = dict(tools=row.get("tools"), **(row.get("chat_template_kwargs") or {}))
     return list(_rendered(tokenizer, options, row["prompt"], add_generation_prompt=True))
@@ -545,7 +547,8 @@ class SafeTrainingArguments(TrainingArguments):
         for name, why in REFUSED_ARGUMENTS.items():
             if value := getattr(self, name, None):
                 raise ValueError(f"`{name}`={value!r} cannot be used in soft training: {why}.")
-        if any((getattr(self, f"{kind}_kwargs", None) or {}).get("use_reentrant") for kind in self.checkpointed()):
+        given = [getattr(self, f"{kind}_kwargs", None) or {} for kind in self.checkpointed()]
+        if any(kwargs.get("use_reentrant") for kwargs in given):
             raise ValueError("`use_reentrant=True` cannot be used in soft training: hops are backward passes "
                              "inside the step; leave it out.")
         self._check_processes()
@@ -604,8 +607,8 @@ class SoftTrainingArguments(SafeTrainingArguments):
         self.schedule(), self.sampling()
         super().__post_init__()
         if kinds := self.checkpointed() if self.engine == "sequential" else ():
-            raise ValueError(f"`{kinds[0]}` silently drops the cache of a rollout; use `engine='parallel'`, or "
-                             "switch it off.")
+            raise ValueError(f"`{kinds[0]}` silently drops the cache of a rollout; use `engine='parallel'`, "
+                             "or switch it off.")
 
     def schedule(self) -> GuidanceSchedule:
         "The share of the truth, as a function of progress."
