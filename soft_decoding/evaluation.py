@@ -505,7 +505,7 @@ def compare(
     out=None,  # JSONL file for the records; the same call again resumes it
     progress: bool = False,  # Show a progress bar
     quiet: bool = False,  # Do not print how sampling settings differ; the table says it as well
-) -> "Comparison":
+):  # A `Comparison`
     "Run every decoder on the same problems with the same seeds, budget and sampling settings."
     problems, model, seeds = load_problems(task), unwrap(model), [*seeds]
     state = processes(cpu=model.device.type == "cpu")
@@ -656,7 +656,7 @@ def _below(self: Comparison, rows):
 def differences(
     self: Comparison,
     base: str | None = None,  # The decoder that others are compared with; None: the first
-) -> "Differences":
+):  # `Differences`
     "Every decoder minus one of them, on the same problems."
     base = self.names[0] if base is None else base
     pairs = [self._difference(name, base) for name in self.names if name != base and self.of(base)]
