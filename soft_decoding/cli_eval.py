@@ -140,8 +140,8 @@ def evaluate(
     _check_eval(o)
     with quiet(debug):
         import torch
-        from accelerate import PartialState
-        state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+        from soft_decoding.evaluation import processes
+        state = processes(cpu=device == "cpu" or not torch.cuda.is_available())  # before the model is there
         o.problems = task_problems(task, split, prompt_key, answer_key, template)[:n]
         loaded, tokenizer = load_model(model, dtype, device, trust_remote_code)
         _find_span(tokenizer, o)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BASELINES', 'FILTERS', 'Arm', 'make_arm', 'arm_filters', 'filter_differences', 'problem_ids', 'row_generators',
            'RowSampler', 'Reply', 'by_generate', 'by_soft_generate', 'by_soft_beams', 'after_span', 'majority',
-           'answer_batch', 'Ledger', 'described', 'run_settings', 'compare', 'Table', 'as_table', 'Comparison',
-           'Differences']
+           'answer_batch', 'processes', 'Ledger', 'described', 'run_settings', 'compare', 'Table', 'as_table',
+           'Comparison', 'Differences']
 
 # %% ../nbs/10_eval.ipynb #29353dd9
 import inspect, json, os, time, warnings
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from accelerate import PartialState
@@ -355,6 +356,14 @@ def _naming(arm):
             raise type(e)(f"decoder {arm.name!r}: {e}") from e
 
 # %% ../nbs/10_eval.ipynb #3004dcc7
+def processes(
+    cpu: bool = True,  # Whether they compute on the processor
+):  # accelerate's state, or the same for a single process
+    "Which process this is, and how many there are; accelerate is asked only if it started them."
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1: return PartialState(cpu=cpu)
+    return SimpleNamespace(process_index=0, num_processes=1, is_main_process=True)
+
+# %% ../nbs/10_eval.ipynb #708c5603
 def _by_decoder(record): return (record["decoder"], record["seed"], record["id"]), record
 
 class Ledger:
@@ -363,7 +372,7 @@ class Ledger:
         self,
         out,  # File; None: memory only
         settings: dict,  # What the records depend on
-        state: PartialState,  # The processes
+        state,  # The processes, as `processes` gives them
     ):
         self.out, self.settings, self.state, self.journal = out and Path(out), settings, state, None
         self.done, self.new = {}, []
@@ -496,10 +505,10 @@ def compare(
     out=None,  # JSONL file for the records; the same call again resumes it
     progress: bool = False,  # Show a progress bar
     quiet: bool = False,  # Do not print how sampling settings differ; the table says it as well
-) -> "Comparison":
+):  # A `Comparison`
     "Run every decoder on the same problems with the same seeds, budget and sampling settings."
     problems, model, seeds = load_problems(task), unwrap(model), [*seeds]
-    state = PartialState(cpu=model.device.type == "cpu")
+    state = processes(cpu=model.device.type == "cpu")
     common = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     arms = [make_arm(name, settings, tokenizer, common) for name, settings in decoders.items()]
     _check_compare(arms, seeds, max_new_tokens, batch_size)
@@ -647,7 +656,7 @@ def _below(self: Comparison, rows):
 def differences(
     self: Comparison,
     base: str | None = None,  # The decoder that others are compared with; None: the first
-) -> "Differences":
+):  # `Differences`
     "Every decoder minus one of them, on the same problems."
     base = self.names[0] if base is None else base
     pairs = [self._difference(name, base) for name in self.names if name != base and self.of(base)]

@@ -230,7 +230,7 @@ def probe(
     chat: bool = False,  # Put prompts into the chat template
     gold: Callable | None = None,  # Problem -> its gold answer as text; None: `gold_text`
     **filters,  # `temperature`, `top_k`, `top_p`, `min_p`
-) -> "Probe":
+):  # A `Probe`
     "Replace what the span was fed, and see what is left of the answers."
     model, problems = unwrap(model), load_problems(task)
     arm = make_arm("probed", settings, tokenizer, filters)
@@ -448,7 +448,7 @@ def look(
     batch_size: int = 16,  # Problems together
     chat: bool = False,  # Put prompts into the chat template
     **filters,  # `temperature`, `top_k`, `top_p`, `min_p`
-) -> "Looks":
+):  # `Looks`
     "Measure the mixtures of the soft steps: support, cosine, and what they and their tokens alone predict."
     model, problems = unwrap(model), load_problems(task)
     arm = make_arm("looked at", settings, tokenizer, filters)
