@@ -722,9 +722,9 @@ def plot(
 
 # %% ../nbs/10_eval.ipynb #02b5623f
 def _apart(costs):
-    "Costs that are nearly equal, set side by side."
-    near = [sum(abs(c / d - 1) < .1 for d in costs[:i]) for i, c in enumerate(costs)]
-    return [c * 1.05 ** n for c, n in zip(costs, near)]
+    "Costs that are nearly equal, set side by side within an eighth."
+    near = lambda c, others: sum(abs(c / d - 1) < .1 for d in others)
+    return [c * 1.12 ** (near(c, costs[:i]) / near(c, costs)) for i, c in enumerate(costs)]
 
 def _log_axis(ax):
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
