@@ -22,7 +22,7 @@ from soft_decoding import (
 ROOT = Path(__file__).resolve().parents[2]
 TASK, WIDTH, SFT_STEPS, HELD = MNNS(digits=4, low=1, high=20), 32, 2000, 800
 RL_STEPS, PROMPTS, COMPLETIONS = 250, 32, 8  # updates; prompts of each; completions of a prompt
-RATES = dict(sft=(1e-3, 3e-3, 6e-3, 1e-2), rejection=(1e-3, 3e-3, 6e-3), grpo=(3e-4, 1e-3, 3e-3), ppo=(3e-4, 1e-3, 3e-3, 6e-3))
+RATES = dict(sft=(1e-3, 3e-3, 6e-3, 1e-2, 2e-2), rejection=(1e-3, 3e-3, 6e-3), grpo=(3e-4, 1e-3, 3e-3), ppo=(3e-4, 1e-3, 3e-3, 6e-3))
 MORE = dict(gumbel=(1e-4,))  # where the best one was the smallest
 GRPO = dict(think_tokens=TASK.digits - 1, max_completion_length=TASK.digits, top_k=None, temperature=1.)
 ARMS = dict(
