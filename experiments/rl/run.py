@@ -26,7 +26,7 @@ RATES = dict(sft=(1e-3, 3e-3, 6e-3, 1e-2, 2e-2), rejection=(1e-3, 3e-3, 6e-3), g
 MORE = dict(gumbel=(1e-4,))  # where the best one was the smallest
 GRPO = dict(think_tokens=TASK.digits - 1, max_completion_length=TASK.digits, top_k=None, temperature=1.)
 ARMS = dict(
-    more_sft=dict(kind="sft"), rejection=dict(kind="rejection"),
+    more_sft=dict(kind="sft"), more_sft_006=dict(kind="sft", rate=6e-3), rejection=dict(kind="rejection"),
     tokens=dict(kind="grpo", mixer=lambda: KSampleMixer(1), options=GRPO),
     tokens_x3=dict(kind="grpo", mixer=lambda: KSampleMixer(1), options=GRPO | dict(num_generations=3 * COMPLETIONS)),
     k_sample=dict(kind="grpo", mixer=lambda: KSampleMixer(3), options=GRPO),
@@ -187,13 +187,13 @@ def tune(path, record, seconds, seeds):
     "Three rates per arm on validation problems; the best mean of the arm's own sampler."
     for seed in seeds:
         for name in ARMS:
-            if name == "tokens_x3": continue  # as `tokens`
+            if name in ("tokens_x3", "more_sft_006"): continue  # as `tokens`; with a rate of its own
             for rate in rates_of(name):
                 if any((r["arm"], r["seed"], r["rate"]) == (name, seed, rate) for r in record["tuning"]): continue
                 record["tuning"].append(run(name, seed, rate, validate=True, seconds=seconds))
                 write(path, record)
                 print("tune", name, seed, rate, record["tuning"][-1]["scores"], record["tuning"][-1]["cpu_seconds"], flush=True)
-    for name in ARMS.keys() - {"tokens_x3"}:
+    for name in ARMS.keys() - {"tokens_x3", "more_sft_006"}:
         mean = lambda rate: sum(r["scores"]["own"] for r in record["tuning"] if (r["arm"], r["rate"]) == (name, rate))
         record["tuned"][name] = max(rates_of(name), key=mean)
     record["tuned"]["tokens_x3"] = record["tuned"]["tokens"]
@@ -213,7 +213,7 @@ def main():
     for seed in given.seeds or range(8):
         for name in ["base", *(given.arms or ARMS)]:
             if any((r["arm"], r["seed"]) == (name, seed) for r in record["runs"]): continue
-            made = before(seed) if name == "base" else run(name, seed, record["tuned"][name], seconds=given.seconds)
+            made = before(seed) if name == "base" else run(name, seed, ARMS[name].get("rate") or record["tuned"][name], seconds=given.seconds)
             record["runs"].append(made)
             write(given.record, record)
             print(name, seed, made["scores"], made.get("cpu_seconds"), flush=True)
