@@ -6,7 +6,7 @@
 __all__ = ['OWN', 'harness', 'own_arguments', 'asked_span', 'soft_settings', 'task_options', 'stop_rules', 'answers',
            'SoftGeneration', 'soft_replies', 'soft_lm', 'with_model', 'run']
 
-# %% ../nbs/12b_lm_eval.ipynb #46f4d4c8
+# %% ../nbs/12b_lm_eval.ipynb #1376a916
 import difflib, inspect, logging, re, sys
 from collections import Counter
 from functools import cache
@@ -25,7 +25,7 @@ from .recipes import RECIPES, check_recipe, recipe, shortly
 from .rollout import Phase
 from .think import Think, find_markers, span_of
 
-# %% ../nbs/12b_lm_eval.ipynb #7663be64
+# %% ../nbs/12b_lm_eval.ipynb #b52f35c9
 def harness():
     "The harness's model for transformers, and what enters a model in its registry."
     try:
@@ -36,7 +36,7 @@ def harness():
                           f"({e}).") from e
     return HFLM, register_model
 
-# %% ../nbs/12b_lm_eval.ipynb #402d196c
+# %% ../nbs/12b_lm_eval.ipynb #c11cfde8
 _SPAN = "think", "think_start", "think_end"
 _COLD = "entropy_threshold", "patience"  # Of a cold stop
 OWN = "recipe", "mixer", *_SPAN, *_COLD, *FILTERS, "snap", "seed"  # Model arguments that are not those of `hf`
@@ -53,7 +53,7 @@ def own_arguments(
     return ({k: v for k, v in arguments.items() if k in names and v is not None},
             {k: v for k, v in arguments.items() if k not in names})
 
-# %% ../nbs/12b_lm_eval.ipynb #939ee9af
+# %% ../nbs/12b_lm_eval.ipynb #f4f88925
 def _plug_names(name, mixer):
     "Names of the settings of a recipe, or of a mixer."
     if name is not None and mixer is not None:
@@ -70,7 +70,7 @@ def _mixer(name):
     if name not in known: raise ValueError(f"`mixer` {name} is none that is known; there are {', '.join(known)}.")
     return known[name]
 
-# %% ../nbs/12b_lm_eval.ipynb #18013c0f
+# %% ../nbs/12b_lm_eval.ipynb #fd74e96c
 def asked_span(
     tokenizer,  # Of the model
     own: dict,  # Model arguments of ours
@@ -84,7 +84,7 @@ def asked_span(
         return Think(max_tokens=steps, **cold)
     return Think(start, end, own.get("think"), **cold).bind(tokenizer)
 
-# %% ../nbs/12b_lm_eval.ipynb #fdc36274
+# %% ../nbs/12b_lm_eval.ipynb #91669649
 def soft_settings(
     tokenizer,  # Of the model
     own: dict,  # Model arguments of ours
@@ -105,7 +105,7 @@ def _mixing(own):
     try: return dict(mixer=type(mixer)(**settings))
     except (TypeError, ValueError) as e: raise ValueError(f"`mixer` {own['mixer']}: {e}") from e
 
-# %% ../nbs/12b_lm_eval.ipynb #3b575d73
+# %% ../nbs/12b_lm_eval.ipynb #2242ac93
 def _recipe_settings(tokenizer, own, steps):
     "Arguments of `soft_generate` for a recipe; its span, if it has one, as asked for."
     name, said = own["recipe"], [k for k in _SPAN if k in own]
@@ -116,7 +116,7 @@ def _recipe_settings(tokenizer, own, steps):
     if has_span and (said or find_markers(tokenizer) is None): changes["think"] = asked_span(tokenizer, marks, steps)
     return dict(recipe(name, tokenizer, **changes))
 
-# %% ../nbs/12b_lm_eval.ipynb #1616f44a
+# %% ../nbs/12b_lm_eval.ipynb #0c2f98f8
 def task_options(
     asked: dict,  # Generation settings of a task
     published: bool = False,  # Whether a recipe says how the answer is drawn
@@ -128,7 +128,7 @@ def task_options(
     if not asked.get("do_sample"): return others | dict(do_sample=False)
     return others | dict(do_sample=True, answer_sampling=Sampling(**filters))
 
-# %% ../nbs/12b_lm_eval.ipynb #341a02f0
+# %% ../nbs/12b_lm_eval.ipynb #9eaea93d
 def stop_rules(
     model,  # A causal language model
     tokenizer,  # Of the model
@@ -144,7 +144,7 @@ def stop_rules(
     except ValueError: rules = []  # the harness cuts all the same
     return dict(eos_token_id=ids or None, stopping_criteria=rules)
 
-# %% ../nbs/12b_lm_eval.ipynb #c779c243
+# %% ../nbs/12b_lm_eval.ipynb #4da0820c
 def answers(
     out,  # What `soft_generate` returned
     think=None,  # The policy; None: there is no span
@@ -154,7 +154,7 @@ def answers(
     lengths = [sum(p != Phase.DONE for p in row) for row in phases]
     return [after_span(ids[:n], row, think) for ids, row, n in zip(tokens, phases, lengths)]
 
-# %% ../nbs/12b_lm_eval.ipynb #d13137e8
+# %% ../nbs/12b_lm_eval.ipynb #410df677
 class SoftGeneration:
     "What the model `soft` does otherwise than `hf`."
     def __init__(
@@ -189,7 +189,7 @@ class SoftGeneration:
         "What is kept with the results."
         return super().get_model_info() | dict(soft={k: shortly(v) for k, v in self.soft.items()}, seed=self.seed)
 
-# %% ../nbs/12b_lm_eval.ipynb #a092f825
+# %% ../nbs/12b_lm_eval.ipynb #ddfdf0ce
 @cache
 def _say_once(text):
     "A line in the harness's log, once."
@@ -202,7 +202,7 @@ def _end_token(think, own, tokenizer):
     if len(ids) == 1: return ids[0]
     return own.get("think_end") or tokenizer.decode(ids)
 
-# %% ../nbs/12b_lm_eval.ipynb #1ca37198
+# %% ../nbs/12b_lm_eval.ipynb #c618d211
 def soft_replies(
     lm,  # A `SoftGeneration`
     context: Tensor,  # Prompts `(b, t)`, left-padded
@@ -232,7 +232,7 @@ def _generators(lm, context, mask):
         lm.asked[prompt] += 1
     return made
 
-# %% ../nbs/12b_lm_eval.ipynb #a0b98261
+# %% ../nbs/12b_lm_eval.ipynb #2a8de5c6
 @cache
 def soft_lm() -> type:  # A subclass of `lm_eval.api.model.LM`
     "The model for lm-evaluation-harness, which then knows it as `soft`."
@@ -244,7 +244,7 @@ def __getattr__(name):
     if name == "SoftLM": return soft_lm()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-# %% ../nbs/12b_lm_eval.ipynb #b2c7e9ef
+# %% ../nbs/12b_lm_eval.ipynb #9bb528b1
 def with_model(
     argv: list[str],  # Of the command
 ) -> list[str]:
@@ -254,7 +254,7 @@ def with_model(
     rest = argv[1:] if argv[0] == "run" else argv
     return ["run", "--model", "soft", *rest]
 
-# %% ../nbs/12b_lm_eval.ipynb #409c7c6c
+# %% ../nbs/12b_lm_eval.ipynb #a8bd5e67
 def run():
     "`lm_eval`, whose model is `soft` unless the command line says otherwise."
     debug, old = "--debug" in sys.argv, sys.argv
