@@ -39,7 +39,7 @@ def harness():
 # %% ../nbs/12b_lm_eval.ipynb #c11cfde8
 _SPAN = "think", "think_start", "think_end"
 _COLD = "entropy_threshold", "patience"  # Of a cold stop
-OWN = "recipe", "mixer", *_SPAN, *_COLD, *FILTERS, "snap", "seed"  # Model arguments that are not those of `hf`
+OWN = "recipe", "mixer", *_SPAN, *_COLD, *FILTERS, "snap", "seed"  # Model arguments that `hf` does not have
 
 def own_arguments(
     arguments: dict,  # Model arguments, by name
@@ -67,8 +67,8 @@ def _plug_names(name, mixer):
 def _mixer(name):
     "A mixer by its name on the command line."
     known = {n: found for n in NAMES if (found := named_decoder(n).get("mixer")) is not None}
-    if name not in known: raise ValueError(f"`mixer` {name} is none that is known; there are {', '.join(known)}.")
-    return known[name]
+    if name in known: return known[name]
+    raise ValueError(f"`mixer` {name} is none that is known; there are {', '.join(known)}.")
 
 # %% ../nbs/12b_lm_eval.ipynb #fd74e96c
 def asked_span(
@@ -111,9 +111,11 @@ def _recipe_settings(tokenizer, own, steps):
     name, said = own["recipe"], [k for k in _SPAN if k in own]
     changes = {k: v for k, v in own.items() if k not in ("recipe", *_SPAN)}
     has_span = "think" in check_recipe(name, {k: v for k, v in changes.items() if k != "scaled"})
-    if said and not has_span: raise ValueError(f"{name} has no span that `{said[0]}` could set; leave it out.")
+    if said and not has_span:
+        raise ValueError(f"{name} has no span that `{said[0]}` could set; leave it out.")
     marks = {k: own[k] for k in said}
-    if has_span and (said or find_markers(tokenizer) is None): changes["think"] = asked_span(tokenizer, marks, steps)
+    if has_span and (said or find_markers(tokenizer) is None):
+        changes["think"] = asked_span(tokenizer, marks, steps)
     return dict(recipe(name, tokenizer, **changes))
 
 # %% ../nbs/12b_lm_eval.ipynb #0c2f98f8
@@ -169,7 +171,8 @@ class SoftGeneration:
             own["think_end"] = think_end_token
         steps = DEFAULTS["shipped" if pretrained is None else "other"]["think"]
         rest = dict(device="cuda" if torch.cuda.is_available() else "cpu") | rest
-        begin(str(SHIPPED) if pretrained is None else pretrained, think_end_token=own.get("think_end"), **rest)
+        where = str(SHIPPED) if pretrained is None else pretrained
+        begin(where, think_end_token=own.get("think_end"), **rest)
         if self.backend != "causal":
             raise NotImplementedError(f"The model `soft` decodes causal models, got a {self.backend} model.")
         self.soft = soft_settings(self.tokenizer, own, steps)
@@ -187,7 +190,8 @@ class SoftGeneration:
 
     def get_model_info(self):
         "What is kept with the results."
-        return super().get_model_info() | dict(soft={k: shortly(v) for k, v in self.soft.items()}, seed=self.seed)
+        settings = {name: shortly(value) for name, value in self.soft.items()}
+        return super().get_model_info() | dict(soft=settings, seed=self.seed)
 
 # %% ../nbs/12b_lm_eval.ipynb #ddfdf0ce
 @cache
@@ -196,7 +200,7 @@ def _say_once(text):
     logging.getLogger("lm_eval.soft").warning(text)
 
 def _end_token(think, own, tokenizer):
-    "The end of the span as the harness takes it: an id if it is one token, else its text; None: it has no marker."
+    "The end marker as the harness takes it: an id if it is one token, else its text; None: there is none."
     ids = getattr(span_of(think), "end", None)
     if not ids: return None
     if len(ids) == 1: return ids[0]
@@ -212,7 +216,8 @@ def soft_replies(
     **asked,  # Generation settings of the task
 ) -> Tensor:  # `(b, t + n)`
     "Prompts with the answers behind them."
-    mask, pad = context.new_ones(context.shape) if attention_mask is None else attention_mask, lm.tokenizer.pad_token_id
+    mask, pad = attention_mask, lm.tokenizer.pad_token_id
+    if mask is None: mask = torch.ones_like(context)
     options = lm.soft | task_options(asked, lm.published) | stop_rules(lm.model, lm.tokenizer, stop)
     with torch.autocast(lm.device.type, lm.mixed_precision_dtype, lm.mixed_precision_dtype is not None):
         out = soft_generate(lm.model, context, mask, **options, max_new_tokens=max_length - context.shape[1],
@@ -265,7 +270,8 @@ def run():
         cli_evaluate()
     except (*EXPECTED, KeyError, AssertionError) as e:
         if debug: raise
-        said = " ".join(str(e.args[0] if e.args else e).split()) or f"{type(e).__name__} (--debug shows where)"
+        said = " ".join(str(e.args[0] if len(e.args) == 1 else e).split())
+        said = said or f"{type(e).__name__} (--debug shows where)"
         print(f"soft_lm_eval: {said}", file=sys.stderr)
         return 2
     finally: sys.argv = old
