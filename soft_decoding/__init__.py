@@ -30,6 +30,7 @@ _modules = dict(
     stats="wilson pass_at_k mcnemar cluster_bootstrap sign_flip holm",
     evaluation="compare BASELINES Comparison",
     probes="probe look PROBES Probe",
+    lm_eval_model="soft_lm",
 )
 _homes = {name: module for module, names in _modules.items() for name in names.split()}
 __all__ = ["__version__", *_homes]
