@@ -118,8 +118,18 @@ def step_logps(
     dist, token = sampling.on(logits, draws.support, draws), draws.fed.token
     soft = mixer.log_prob(draws.fed.draw, dist).double()
     if mixer.reads_apart: soft = soft + token_log_prob(dist, token)
-    hard = token_log_prob(answer_sampling(logits, draws)[0], token)
+    if type(answer_sampling) is Sampling: hard = _answer_logps(draws, logits, answer_sampling.temperature)
+    else: hard = token_log_prob(answer_sampling(logits, draws)[0], token)
     return torch.where(draws.soft, soft, hard).masked_fill(~draws.acts, 0.)
+
+# %% ../nbs/08_rl.ipynb #08answ00
+def _answer_logps(draws, logits, temperature):
+    "Of the tokens that were fed as such `(b, s)`; only their steps need the whole vocabulary."
+    hard = ~draws.soft & draws.acts
+    x = logits[hard]
+    x = x.to(torch.promote_types(x.dtype, torch.float32)) / (1. if temperature is None else temperature)
+    told = x.gather(-1, draws.fed.token[hard].unsqueeze(-1))[:, 0] - x.logsumexp(-1)
+    return torch.zeros(hard.shape, dtype=torch.float64, device=x.device).masked_scatter(hard, told.double())
 
 # %% ../nbs/08_rl.ipynb #08again0
 def logits_again(
@@ -192,6 +202,8 @@ def check_scored(
     if not isinstance(mixer, Mixer):
         raise TypeError("`mixer` must be one with a density (`GumbelMixer`, `KSampleMixer`, ...), "
                         f"got {mixer!r}.")
+    if getattr(answer_sampling, "temperature", None) == 0:
+        raise ValueError("`answer_sampling` must draw its tokens, or they have no score; its temperature is 0.")
     for name in ("top_k", "top_p", "min_p", "mass"):
         if getattr(answer_sampling, name, None) is not None:
             raise ValueError("`answer_sampling` must not filter, or its tokens could have no "
@@ -318,5 +330,7 @@ def step_entropy(
 ) -> Tensor:  # Nats `(b, s)`; 0 where nothing was chosen
     "Of what the mixer was given on its support, or of the prediction where a token was fed."
     soft = sampling.on(logits, draws.support, draws).entropy()
-    hard = TokenDist(None, logits.softmax(-1)).entropy()
-    return torch.where(draws.soft, soft, hard).masked_fill(~draws.acts, 0.)
+    hard = ~draws.soft & draws.acts  # the only steps that need the whole vocabulary
+    told = TokenDist(None, logits[hard].softmax(-1)).entropy()
+    soft = torch.where(draws.soft & draws.acts, soft, 0.)
+    return soft.masked_scatter(hard, told.to(soft.dtype))

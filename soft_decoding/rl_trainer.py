@@ -241,10 +241,12 @@ class PolicyModule(nn.Module):
         reference=None,  # Model to stay near; None: the model without its adapters
         value_head: nn.Module | None = None,  # Last hidden state -> value
         judge=None,  # Reward model that reads mixtures
+        entropy_graph: bool = True,  # Whether entropies are differentiable
     ):
         super().__init__()
         check_scored(mixer, sampling, answer_sampling)
         self.model, self.value_head, self.together = model, value_head, False
+        self.entropy_graph = entropy_graph
         self.learned = sampling if isinstance(sampling, nn.Module) else None
         self.reference, self.judge = (reference,), (judge,)  # no parts of this module
         self.plugs = dict(mixer=mixer, sampling=sampling, answer_sampling=answer_sampling)
@@ -312,7 +314,9 @@ def score(
     mixer, sampling = self.plugs["mixer"], self.plugs["sampling"]
     again = dict(mixer=mixer, sampling=sampling)
     logits, hidden = logits_again(self.model, draws, **again, hidden=self.value_head is not None)
-    out = dict(logps=step_logps(draws, logits, **self.plugs), entropy=step_entropy(draws, logits, sampling))
+    out = dict(logps=step_logps(draws, logits, **self.plugs))
+    with torch.set_grad_enabled(torch.is_grad_enabled() and self.entropy_graph):
+        out["entropy"] = step_entropy(draws, logits, sampling)
     if with_kl:
         apart = support_kl(draws, logits, self.reference_logits(draws), sampling)
         out["kl"] = torch.where(draws.soft, apart * getattr(mixer, "k", 1), apart)  # K tokens are K choices
@@ -430,7 +434,8 @@ def make_module(
         answer_sampling=Sampling(args.answer_temperature), think=bound_think(think, self.tokenizer),
         length=args.max_completion_length, reference=reference, judge=judge,
         ends=_end_ids(model, self.tokenizer), pad=getattr(self.tokenizer, "pad_token_id", None) or 0,
-        value_head=self.value_head(model))
+        value_head=self.value_head(model),
+        entropy_graph=args.entropy_coef != 0)
 
 # %% ../nbs/08a_rl_trainer.ipynb #7700f3b0
 def _think_of(args):

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from soft_decoding import Draws, GaussianMixer, GumbelMixer, KSampleMixer, Sampling, State, Think, mean_loss, policy_loss, rescore, soft_rollout
 
 RESULT = Path(__file__).resolve().parents[2] / "results/rl_cost.json"
-ROWS, PROMPT, SOFT, ANSWER, ROUNDS = 8, 16, 48, 16, 7
+ROWS, PROMPT, SOFT, ANSWER, ROUNDS = 8, 16, 48, 16, 5
 ARMS = {"one token, top 50": (KSampleMixer(1), 50), "three tokens, top 50": (KSampleMixer(3), 50), "Gumbel, top 5": (GumbelMixer(.5), 5),
         "Gumbel, top 30": (GumbelMixer(.5), 30), "Gumbel, top 50": (GumbelMixer(.5), 50), "Gaussian, top 30": (GaussianMixer(), 30),
         "Gumbel, all tokens": (GumbelMixer(.5), None)}
