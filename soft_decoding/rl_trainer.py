@@ -721,10 +721,8 @@ def _rescore(self: SoftGRPOTrainer, model, generation):
 @patch
 def _kept(self: SoftGRPOTrainer, error):
     "The same error, with a step and a checkpoint to go on from."
-    step = self.state.global_step
-    if step and not (Path(self.args.output_dir) / f"checkpoint-{step}").exists():
-        self._save_checkpoint(self.model, trial=None)
-    return RewardError(f"Step {step + 1}: {error} {self.last_good()}")
+    self.save_now()
+    return RewardError(f"Step {self.state.global_step + 1}: {error} {self.last_good()}")
 
 # %% ../nbs/08a_rl_trainer.ipynb #5a4842c5
 class _Boundary(TrainerCallback):

@@ -1213,6 +1213,13 @@ def _save_checkpoint(self: SafeTrainer, model, trial):
                       f"{self.last_good()} Make room, then resume.") from e
     if self.args.should_save: self._rotate(folder.parent, self.args.save_total_limit)
 
+# %% ../nbs/03a_trainer.ipynb #03asave0
+@patch
+def save_now(self: SafeTrainer):
+    "A checkpoint of the last step, unless there is one already, or no step was made."
+    folder = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
+    if self.state.global_step and not folder.exists(): self._save_checkpoint(self.model, None)
+
 # %% ../nbs/03a_trainer.ipynb #f85deabd
 @patch
 def _rotate(self: SafeTrainer, folder, limit):
