@@ -157,7 +157,7 @@ def reward_name(
 ) -> str:
     "What a reward is called in the log."
     if isinstance(function, nn.Module):
-        return function.config._name_or_path.split("/")[-1] or type(function).__name__
+        return function.config.name_or_path.split("/")[-1] or type(function).__name__
     return getattr(function, "__name__", None) or type(function).__name__
 
 # %% ../nbs/08a_rl_trainer.ipynb #40fc8477
