@@ -427,7 +427,7 @@ def make_module(
         raise ValueError("`beta` needs a `reference`, or peft adapters that can be switched off.")
     if args.pathwise and judge is None: raise ValueError("`pathwise` needs a reward model as `judge`.")
     if judge is not None: check_judge(judge, model)
-    if think is None: think = _think_of(args)
+    think = _scored_span(_think_of(args) if think is None else think)
     self._check_dropout(model)
     return PolicyModule(
         model, mixer=mixer, sampling=sampling or args.sampling(),
@@ -444,6 +444,13 @@ def _think_of(args):
         raise ValueError("Say where completions are soft: `think_tokens`, `think_end`, "
                          "or a policy as `think`.")
     return Think(args.think_start, args.think_end, args.think_tokens)
+
+# %% ../nbs/08a_rl_trainer.ipynb #08aspan0
+def _scored_span(think):
+    "Refuse policies that feed something else than was drawn: its score would be that of the draw."
+    if isinstance(think, Think) and think.blend is None: return think
+    raise ValueError("`think` must be a `Think` without `blend`: what other policies feed has no score here, "
+                     f"got {think!r}.")
 
 # %% ../nbs/08a_rl_trainer.ipynb #2a60c286
 def _end_ids(model, tokenizer):
