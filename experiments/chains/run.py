@@ -24,8 +24,8 @@ sys.path.insert(0, str(ROOT / "experiments/mnns"))
 import train as mnns  # noqa: E402: the model, its task and its settings
 
 TASK, CFG = mnns.TASK, mnns.Config(split_seed=1)
-STEPS, RATES, TUNED, SEEDS = TASK.digits - 1, (3e-3, 6e-3, 1.2e-2), (0, 1), tuple(range(10, 20))
-BUDGETS = (500, 2000)  # Guided steps that take as long
+STEPS, TUNED, SEEDS = TASK.digits - 1, (0, 1), tuple(range(10, 20))
+RATES = {500: (6e-3, 1.2e-2, 2.4e-2), 2000: (3e-3, 6e-3, 1.2e-2)}  # By budget: guided steps that take as long
 FALLING = dict(engine="sequential", guidance_floor=0., guidance_warmup=CFG.warmup, guidance_hold=CFG.hold)
 NEVER = dict(engine="sequential", guidance_schedule="constant", guidance_start=0., guidance_floor=0., guidance_warmup=0., guidance_hold=0.)
 
@@ -241,29 +241,54 @@ def opened(path, fresh):
 def known(path, part): return json.loads(path.read_text())[part] if path.exists() else []
 
 
-def chosen(path, name, kind, budget):
-    "The learning rate and the decoder that are best together, on average over the tuning seeds."
-    found, ways = {}, own_decoders(ARMS[name])
+def tuned(path, name, kind, budget):
+    "Mean over the tuning seeds of each learning rate and decoder that all of them have."
+    found = {}
     for r in known(path, "tuning"):
         if (r["arm"], r["data"], r["budget"]) != (name, kind, budget): continue
-        for way in ways: found.setdefault((r["rate"], way), []).append(r["scores"][way])
-    full = {key: sum(x) / len(x) for key, x in found.items() if len(x) == len(TUNED)}
-    if len(full) < len(RATES) * len(ways): raise SystemExit(f"{name} ({kind}, {budget}) is not tuned yet; run it with --tune first.")
-    return max(full, key=full.get)
+        for way in own_decoders(ARMS[name]): found.setdefault((r["rate"], way), []).append(r["scores"][way])
+    return {key: sum(x) / len(x) for key, x in found.items() if len(x) == len(TUNED)}
 
 
-def do(path, names, kinds, budgets, seeds, tuning):
-    "Whatever the record lacks, budget by budget and seed by seed."
-    part = "tuning" if tuning else "runs"
-    train, heldout = TASK.split(CFG.heldout, CFG.split_seed, validate=tuning)
-    fresh = header(*TASK.split(CFG.heldout, CFG.split_seed))
+def chosen(path, name, kind, budget):
+    "The learning rate and the decoder that are best together."
+    found = tuned(path, name, kind, budget)
+    if wanted(found, budget): raise SystemExit(f"{name} ({kind}, {budget}) is not tuned yet; run it with --tune first.")
+    return max(found, key=found.get)
+
+
+def wanted(found, budget):
+    "Learning rates that are still to be tried: those of the budget, then the next one where the best is at the edge."
+    tried = sorted({rate for rate, _ in found})
+    if left := [rate for rate in RATES[budget] if rate not in tried]: return left
+    best = max(found, key=found.get)[0]
+    return [2 * best] if best == tried[-1] else [best / 2] if best == tried[0] else []
+
+
+def do(path, names, kinds, budgets, seeds):
+    "The confirming runs that the record lacks."
+    train, heldout = TASK.split(CFG.heldout, CFG.split_seed)
     for kind, budget, seed, name in ((k, b, s, n) for k in kinds for b in budgets for s in seeds for n in names):
-        for rate, way in [(r, None) for r in RATES] if tuning else [chosen(path, name, kind, budget)]:
-            key = (name, kind, budget, seed, rate)
-            if any((r["arm"], r["data"], r["budget"], r["seed"], r["rate"]) == key for r in known(path, part)): continue
-            found = run(name, kind, budget, seed, rate, train, heldout, few=tuning)
-            with opened(path, fresh) as record: record[part].append(found if tuning else found | dict(judged_by=way))
-            print(*key, f"{found['cpu_seconds']} s", way or "", found["scores"], flush=True)
+        rate, way = chosen(path, name, kind, budget)
+        if any((r["arm"], r["data"], r["budget"], r["seed"]) == (name, kind, budget, seed) for r in known(path, "runs")): continue
+        add(path, "runs", run(name, kind, budget, seed, rate, train, heldout) | dict(judged_by=way))
+
+
+def tune(path, names, kinds, budgets):
+    "Learning rates, on multisets taken from the training part."
+    train, heldout = TASK.split(CFG.heldout, CFG.split_seed, validate=True)
+    for kind, budget, name in ((k, b, n) for k in kinds for b in budgets for n in names):
+        while left := wanted(tuned(path, name, kind, budget), budget):
+            for seed in TUNED:
+                key = (name, kind, budget, seed, left[0])
+                if any((r["arm"], r["data"], r["budget"], r["seed"], r["rate"]) == key for r in known(path, "tuning")): continue
+                add(path, "tuning", run(*key, train, heldout, few=True))
+
+
+def add(path, part, found):
+    "A finished run, into the record."
+    with opened(path, header(*TASK.split(CFG.heldout, CFG.split_seed))) as record: record[part].append(found)
+    print(*(found[k] for k in ("arm", "data", "budget", "seed", "rate", "cpu_seconds", "scores")), flush=True)
 
 
 def cost(names, steps=40, rounds=5):
@@ -283,8 +308,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="*", metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--data", nargs="+", default=["optimal"], help="optimal, random; 'optimal fresh' and 'random fresh' draw a chain at every visit")
-    parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS), help="guided steps that take as long")
-    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--budgets", type=int, nargs="+", default=list(RATES), choices=RATES, help="guided steps that take as long")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of the confirming runs")
     parser.add_argument("--tune", action="store_true", help="try the learning rates")
     parser.add_argument("--cost", action="store_true", help="measure what a step of each arm costs")
     parser.add_argument("--record", type=Path, default=ROOT / "results/chains.json")
@@ -295,7 +320,8 @@ def main():
     transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
     names = args.arms or list(ARMS)
     if args.cost: return cost(names)
-    do(args.record, names, args.data, args.budgets, args.seeds or (TUNED if args.tune else SEEDS), args.tune)
+    if args.tune: return tune(args.record, names, args.data, args.budgets)
+    do(args.record, names, args.data, args.budgets, args.seeds)
 
 
 if __name__ == "__main__": main()
