@@ -16,7 +16,7 @@ import sys
 import torch, transformers
 
 from soft_decoding import (
-    ChainDataset, KSampleMixer, SoftToken, SoftTrainer, SoftTrainingArguments, State, TokenDist, accuracy, plain_mixer,
+    ChainDataset, GumbelMixer, KSampleMixer, SoftToken, SoftTrainer, SoftTrainingArguments, State, TokenDist, accuracy, plain_mixer,
     prompt_batch, soft_rollout)
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +45,7 @@ class Arm:
     args: dict = field(default_factory=dict)   # Of SoftTrainingArguments
     mixer: object = plain_mixer
     pause: bool = False                        # Pause tokens instead of the chain; labels stay
+    rate_of: str = ""                          # Arm whose learning rate it has; "": one of its own
 
 
 # Costs are what `--cost` printed
@@ -58,6 +59,11 @@ ARMS = dict(
     others=Arm("guidance 1 to 0: another problem's mixtures fed", "others", 1.04, FALLING, of_another),
     pause=Arm("pause tokens fed, the same labels", "pause", .55, mnns.FORCED, pause=True),
     never=Arm("no guidance from the start", "soft", 1.24, NEVER),
+    mix=Arm("guided, `mix` instead of `clamp`", "soft", 1., dict(FALLING, guidance="mix"), rate_of="guided"),
+    floor=Arm("guided, the share falls to a quarter only", "soft", 1., dict(FALLING, guidance_floor=.25), rate_of="guided"),
+    cosine=Arm("guided, the share falls by a cosine", "soft", 1., dict(FALLING, guidance_schedule="cosine"), rate_of="guided"),
+    entropy=Arm("guided, a tenth of the entropy added to the loss", "soft", 1., dict(FALLING, beta=.1), rate_of="guided"),
+    noise=Arm("guided, Gumbel-softmax weights fed in training", "soft", 1., FALLING, GumbelMixer(.5), rate_of="guided"),
 )
 
 
@@ -252,7 +258,7 @@ def tuned(path, name, kind, budget):
 
 def chosen(path, name, kind, budget):
     "The learning rate and the decoder that are best together."
-    found = tuned(path, name, kind, budget)
+    found = tuned(path, ARMS[name].rate_of or name, kind, budget)
     if wanted(found, budget): raise SystemExit(f"{name} ({kind}, {budget}) is not tuned yet; run it with --tune first.")
     return max(found, key=found.get)
 
@@ -318,7 +324,7 @@ def main():
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
-    names = args.arms or list(ARMS)
+    names = args.arms or [name for name, arm in ARMS.items() if not arm.rate_of]
     if args.cost: return cost(names)
     if args.tune: return tune(args.record, names, args.data, args.budgets)
     do(args.record, names, args.data, args.budgets, args.seeds)

@@ -4,7 +4,7 @@
     python experiments/text/trained.py                          every arm and seed that the record does not hold yet
     python experiments/text/trained.py guided_lora --seeds 1    these
     python experiments/text/trained.py --minutes 15             with less CPU time per run, in a record of its own
-    python experiments/text/trained.py --device cuda --workers 6    the same steps on a GPU, so many runs at once
+    python experiments/text/trained.py --device cuda    the same steps on a GPU; runs beside each other slow each other down
     python experiments/text/trained.py --cost                   CPU seconds of a step, interleaved
 
 A row is a GSM8K question in the chat template and its solution; the first 16 tokens of the reply may be soft. Every
@@ -38,7 +38,7 @@ ARMS = dict(
     guided_lora=dict(adapter="lora", learning_rate=5e-4, options=SOFT),
     guided_prompt=dict(adapter="prompt", learning_rate=1e-2, options=SOFT))
 
-COST = dict(teacher_lora=4.9, guided_lora=9.4, guided_prompt=9.)  # CPU seconds of a step: `--cost`
+COST = dict(teacher_lora=4.7, guided_lora=9., guided_prompt=8.3)  # CPU seconds of a step: `--cost`
 WAYS = dict(softmax=None, top_50=50)  # What a mixture holds when it is measured: all tokens, or the best 50
 
 def adapter(kind):
