@@ -238,13 +238,14 @@ def opened(path, fresh):
         yield record
         order = lambda r: (r["data"], r["budget"], list(ARMS).index(r["arm"]), r["rate"], r["seed"])
         lines = lambda rows: "[\n  " + ",\n  ".join(map(json.dumps, sorted(rows, key=order))) + "\n ]" if rows else "[]"
-        head = json.dumps(dict(record, tuning=[], runs=[]), indent=1).removesuffix(' "tuning": [],\n "runs": []\n}')
+        parts = "tuning", "looks", "runs"
+        head = json.dumps({k: v for k, v in record.items() if k not in parts}, indent=1).removesuffix("\n}")
         part = path.with_suffix(".part")
-        part.write_text(f'{head} "tuning": {lines(record["tuning"])},\n "runs": {lines(record["runs"])}\n}}\n')
+        part.write_text(head + "".join(f',\n "{name}": {lines(record.get(name, []))}' for name in parts) + "\n}\n")
         part.replace(path)
 
 
-def known(path, part): return json.loads(path.read_text())[part] if path.exists() else []
+def known(path, part): return json.loads(path.read_text()).get(part, []) if path.exists() else []
 
 
 def tuned(path, name, kind, budget):
@@ -271,13 +272,15 @@ def wanted(found, budget):
     return [2 * best] if best == tried[-1] else [best / 2] if best == tried[0] else []
 
 
-def do(path, names, kinds, budgets, seeds):
-    "The confirming runs that the record lacks."
+def do(path, names, kinds, budgets, seeds, rate=None):
+    "The confirming runs that the record lacks; with a rate of the user, looks, which stand apart."
+    part = "runs" if rate is None else "looks"
     train, heldout = TASK.split(CFG.heldout, CFG.split_seed)
     for kind, budget, seed, name in ((k, b, s, n) for k in kinds for b in budgets for s in seeds for n in names):
-        rate, way = chosen(path, name, kind, budget)
-        if any((r["arm"], r["data"], r["budget"], r["seed"]) == (name, kind, budget, seed) for r in known(path, "runs")): continue
-        add(path, "runs", run(name, kind, budget, seed, rate, train, heldout) | dict(judged_by=way))
+        used, way = chosen(path, name, kind, budget)
+        key = (name, kind, budget, seed, used if rate is None else rate)
+        if any((r["arm"], r["data"], r["budget"], r["seed"], r["rate"]) == key for r in known(path, part)): continue
+        add(path, part, run(*key, train, heldout) | dict(judged_by=way))
 
 
 def tune(path, names, kinds, budgets):
@@ -293,7 +296,7 @@ def tune(path, names, kinds, budgets):
 
 def add(path, part, found):
     "A finished run, into the record."
-    with opened(path, header(*TASK.split(CFG.heldout, CFG.split_seed))) as record: record[part].append(found)
+    with opened(path, header(*TASK.split(CFG.heldout, CFG.split_seed))) as record: record.setdefault(part, []).append(found)
     print(*(found[k] for k in ("arm", "data", "budget", "seed", "rate", "cpu_seconds", "scores")), flush=True)
 
 
@@ -316,6 +319,7 @@ def main():
     parser.add_argument("--data", nargs="+", default=["optimal"], help="optimal, random; 'optimal fresh' and 'random fresh' draw a chain at every visit")
     parser.add_argument("--budgets", type=int, nargs="+", default=list(RATES), choices=RATES, help="guided steps that take as long")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of the confirming runs")
+    parser.add_argument("--rate", type=float, help="another learning rate than the tuned one: a look, kept apart from the confirming runs")
     parser.add_argument("--tune", action="store_true", help="try the learning rates")
     parser.add_argument("--cost", action="store_true", help="measure what a step of each arm costs")
     parser.add_argument("--record", type=Path, default=ROOT / "results/chains.json")
@@ -327,7 +331,7 @@ def main():
     names = args.arms or [name for name, arm in ARMS.items() if not arm.rate_of]
     if args.cost: return cost(names)
     if args.tune: return tune(args.record, names, args.data, args.budgets)
-    do(args.record, names, args.data, args.budgets, args.seeds)
+    do(args.record, names, args.data, args.budgets, args.seeds, args.rate)
 
 
 if __name__ == "__main__": main()
