@@ -28,8 +28,8 @@ from transformers.utils import TransformersKwargs
 from .cache import NAMES, cache_of
 from .dist import Sampling, TokenDist
 from .rollout import (
-    Guidance, Phase, State, check_model, check_padding, check_plugs, context_length, forward_parameters,
-    looked_up, soft_rollout, text_config)
+    Guidance, Phase, State, check_model, check_padding, check_plugs, compiled_as, context_length,
+    forward_parameters, looked_up, soft_rollout, text_config)
 from .soft_embed import SoftToken, plain_mixer, table_size
 from .think import Think, span_of
 from .trace import SoftTrace
@@ -441,6 +441,7 @@ def soft_decode(
         with eval_mode(model):
             with torch.set_grad_enabled(grad):  # of a learned prompt
                 state = _begin(model, input_ids, model_kwargs, state, think, vocab_size, keep_embeds)
+            state = replace(state, compiled=compiled_as(model, state, config))
             if replay is not None: _check_replay(replay, len(state.input_ids))
             rules = stopping_criteria or []
             stopping, halt, steps = _limits(model, config, state, think, rules, stop_while_thinking)

@@ -545,6 +545,9 @@ class Sampling:
 
     def __post_init__(self): check_sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.mass)
 
+    @property
+    def compiles(self) -> bool: return self.mass is None  # the width of a support by mass depends on the values
+
     def __call__(
         self,
         logits: Tensor,  # `(..., v)`, after the logits processors

@@ -156,6 +156,8 @@ def plain_mixer(
     sampled = ctx is not None and ctx.do_sample
     return SoftToken(dist, dist.sample(ctx.generator) if sampled else dist.argmax())
 
+plain_mixer.compiles = True  # together with the model, as one graph
+
 # %% ../nbs/01_soft_embed.ipynb #1bc00ee9
 def off_manifold(
     dist: TokenDist,  # `(..., k)`
