@@ -453,7 +453,8 @@ def soft_decode(
                 answer_sampling=answer_sampling, read_sampling=read_sampling, select=select, grad=grad,
                 generator=generator, do_sample=bool(config.do_sample), snap=snap, replay=replay,
                 processors=processors or None, stopping=stopping, halt=halt, pad_token_id=_pad_id(config),
-                trace_k=trace_k if traced else 0, on_token=stream.put, progress=progress,
+                trace_k=trace_k if traced else 0, progress=progress,
+                on_token=stream.put if stream.open else None,
                 keep=[*kept_outputs(config), *["embeds"] * trace_embeds])
     finally: stream.end()
     return _output(model, config, state, infos, think, moved=select is not None)

@@ -210,6 +210,9 @@ def _top_k(logits, k):
     "`top_k_logits` without the check."
     x = logits.detach()
     if torch.compiler.is_compiling() or x.device.type != "cpu":  # looking at the values would break or wait
+        if x.dtype != torch.float64:
+            ids = _ordered_top(x, k)
+            return ids, logits.gather(-1, ids)
         ids = _lowest_ids(x, top_entries(x, k)[0][..., -1:], k)
     else:
         values, ids = top_entries(x, min(k + 1, x.shape[-1]))  # one more than asked for shows a tie
@@ -236,6 +239,26 @@ def _lowest_ids(logits, kth, k):
     keep = above | equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True))
     position = torch.arange(logits.shape[-1], device=logits.device)
     return torch.where(keep, position, logits.shape[-1]).topk(k, -1, largest=False).values
+
+# %% ../nbs/00_dist.ipynb #00ordtop
+def _ordered_top(x, k, chunk=64):
+    "Ids of the k largest entries, of equals the lowest, in that order, without a look at a value."
+    ids, n = torch.arange(x.shape[-1], device=x.device), x.shape[-1] // chunk
+    if n < 4 * k: return _keys(x, ids).topk(k, -1).indices
+    best = x[..., :n * chunk].unflatten(-1, (n, chunk)).amax(-1)
+    best = _keys(best, ids[:n]).topk(k, -1).indices  # only these chunks can hold one of the k best
+    ids = (best.unsqueeze(-1) * chunk + ids[:chunk]).flatten(-2)  # (..., k * chunk)
+    if rest := x.shape[-1] % chunk:
+        last = torch.arange(n * chunk, n * chunk + rest, device=x.device)
+        ids = torch.cat([ids, last.expand(*ids.shape[:-1], -1)], -1)
+    return ids.gather(-1, _keys(x.gather(-1, ids), ids).topk(k, -1).indices)
+
+# %% ../nbs/00_dist.ipynb #00keys00
+def _keys(x, ids):
+    "Integers in the order of `x` (at most float32), of equals the lower id first; NaN counts as +inf."
+    x = x.float().nan_to_num(torch.inf, torch.inf, -torch.inf)
+    bits = torch.where(x == 0, 0., x).view(torch.int32)  # -0. equals 0.
+    return torch.where(bits < 0, bits ^ 0x7fffffff, bits).long() * 2 ** 32 - ids
 
 # %% ../nbs/00_dist.ipynb #7c514ec3
 def keep_top_p(
@@ -546,7 +569,7 @@ class Sampling:
     def __post_init__(self): check_sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.mass)
 
     @property
-    def compiles(self) -> bool: return self.mass is None  # the width of a support by mass depends on the values
+    def compiles(self) -> bool: return self.mass is None  # its width would depend on the values
 
     def __call__(
         self,

@@ -221,6 +221,35 @@ def _swap(model, inputs, state, embeds):
                                   f"which a mixture cannot replace; {way_out}.")
     return dict(inputs, inputs_embeds=embeds.clone(), **_per_layer_inputs(model, state))
 
+# %% ../nbs/02_rollout.ipynb #02cmpru0
+def _run(runner, inputs, state):
+    "The model's output; of a step compiled, where the state says so."
+    if state.soft is None or state.compiled is None or state.compiled.part == "nothing":
+        return runner(**inputs, return_dict=True), state
+    call = runner.get_compiled_call(state.compiled.config)
+    try: return call(**inputs, return_dict=True), state
+    except Exception as e: state = _compile_less(state, e, "nothing")
+    return runner(**inputs, return_dict=True), state
+
+# %% ../nbs/02_rollout.ipynb #02cmple0
+def _compile_less(state, error, part):
+    "The state, from here on compiled in part only, with a warning; raise what is no failure to compile."
+    names = [c.__module__ for c in type(error).__mro__]
+    ours = any(name.startswith(("torch._dynamo", "torch._inductor")) for name in names)
+    known = [state.model_kwargs.get(name) for name in ("attention_mask", "position_ids")]
+    length = next((x.shape[-1] for x in known if x is not None), None)
+    if not ours or length is not None and state.past() != length - 1: raise error  # it has run in part
+    said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    what = "whole step" if part == "forward" else "model"
+    warnings.warn(f"The {what} could not be compiled, and runs on without: {said}", stacklevel=2)
+    return replace(state, compiled=replace(state.compiled, part=part, reason=said))
+
+# %% ../nbs/02_rollout.ipynb #02cmpow0
+def _own(x):
+    "A copy of what a CUDA graph returned, which its next run overwrites."
+    if isinstance(x, (tuple, list)): return type(x)([_own(part) for part in x])
+    return x.clone() if isinstance(x, Tensor) and x.is_cuda else x
+
 # %% ../nbs/02_rollout.ipynb #2cfcb594
 @patch
 def past(self: State) -> int:  # Positions
@@ -594,6 +623,7 @@ def soft_rollout(
     if compile_config is not None: state = replace(state, compiled=compiled_as(model, state, config))
     state = _settled(model, _ask_hidden(state, plugs), plugs, run, select)
     infos, (mode, idle, _) = [], _mode(state)
+    watched = any(x is not None for x in (stopping, halt, think, select, on_token))
     with torch.enable_grad() if grad else torch.no_grad():
         for _ in _steps(steps, progress):
             if mode == "done": break
@@ -607,10 +637,11 @@ def soft_rollout(
                             step=state.step + 1, think_state=info.think_state, outputs={},
                             **_remembered(model, state, soft))
             if select is not None: state = select(state, info)
-            mode, idle, bad = _mode(state, info.bad)
-            if bad: _raise_bad(info, state.step - 1)
+            if watched: mode, idle, bad = _mode(state, info.bad)
+            if watched and bad: _raise_bad([info], state.step - 1)
             if on_token is not None: on_token(info.token)
             if halt is not None and bool(halt(input_ids, None).all()): break
+    if not watched: _raise_bad(infos, state.step - len(infos))
     return state, infos
 
 # %% ../nbs/02_rollout.ipynb #02runopt
@@ -640,6 +671,31 @@ def _step(model, state, plugs, run, mode, idle):
     info = slim_info(info, soft, logits, state.outputs, run.trace_k, run.keep)
     if "embeds" in run.keep: info.fed = looked_up(model, soft).to_embeds(plugs.embedding)
     return soft, info, state
+
+# %% ../nbs/02_rollout.ipynb #02cmpwh0
+def _settled(model, state, plugs, run, select):
+    "The state, with the whole step compiled only where all of it can be one graph."
+    if state.compiled is None or state.compiled.part != "step": return state
+    given = dict(select=select, processors=plugs.processors, guidance=run.guidance, replay=run.replay,
+                 noise=run.noise, do_sample=plugs.do_sample or None)
+    given |= {name: True for name in ("hidden_states", "attentions", "draw", "log_prob") if name in run.keep}
+    outside = [f"`{name}` works outside of it" for name, value in given.items() if value is not None]
+    given = {name: getattr(plugs, name) for name in PLUGS}
+    outside += [f"`{name}` does not say that it compiles" for name, plug in given.items()
+                if plug is not None and not getattr(plug, "compiles", False)]
+    if _own_tables(model): outside.append(f"{type(model).__name__} does more with a token than look it up")
+    if not outside: return state
+    less = replace(state.compiled, part="forward", reason=f"The whole step is no graph: {outside[0]}.")
+    return replace(state, compiled=less)
+
+# %% ../nbs/02_rollout.ipynb #02cmpot0
+def _own_tables(model):
+    "Whether a family prepares more for a step than an embedding, or a wrapper does."
+    runner, _ = _bare(model)
+    update = getattr(runner._update_model_kwargs_for_generation, "__func__", None)
+    generic = update is GenerationMixin._update_model_kwargs_for_generation
+    per_layer = getattr(text_config(model), "hidden_size_per_layer_input", None)
+    return not generic or per_layer or placeholders(model) or prompt_learner(model) is not None
 
 # %% ../nbs/02_rollout.ipynb #2dfa3c5e
 def _finished(state, stopping, input_ids, info):
@@ -719,9 +775,11 @@ def _steps(steps, progress):
     return progress_bar(range(steps), leave=False)
 
 # %% ../nbs/02_rollout.ipynb #c7d1b415
-def _raise_bad(info, step):
-    row = info.bad.nonzero()[0, 0].item()
-    raise ValueError(f"The logits of step {step}, row {row} are NaN, +inf or without a finite entry; "
+def _raise_bad(infos, start):
+    "Name the first step and row whose logits no distribution can be made of."
+    if not infos or not bool((bad := torch.stack([info.bad for info in infos])).any()): return
+    step, row = bad.nonzero()[0].tolist()
+    raise ValueError(f"The logits of step {start + step}, row {row} are NaN, +inf or without a finite entry; "
                      "`remove_invalid_values=True` repairs them.")
 
 # %% ../nbs/02_rollout.ipynb #be6d08f1
@@ -907,30 +965,6 @@ def compiled_as(
     if not runner._valid_auto_compile_criteria(state.model_kwargs, config): return None
     return Compiled(config.compile_config, "forward" if config.compile_config is None else "step")
 
-# %% ../nbs/02_rollout.ipynb #02cmpwh0
-def _settled(model, state, plugs, run, select):
-    "The state, with the whole step compiled only where all of it can be one graph."
-    if state.compiled is None or state.compiled.part != "step": return state
-    given = dict(select=select, processors=plugs.processors, guidance=run.guidance, replay=run.replay,
-                 noise=run.noise, do_sample=plugs.do_sample or None)
-    given |= {name: True for name in ("hidden_states", "attentions", "draw", "log_prob") if name in run.keep}
-    outside = [f"`{name}` works outside of it" for name, value in given.items() if value is not None]
-    plain = lambda plug: plug is None or getattr(plug, "compiles", False)
-    outside += [f"`{name}` does not say that it compiles" for name in PLUGS if not plain(getattr(plugs, name))]
-    if _own_tables(model): outside.append(f"{type(model).__name__} does more with a token than look it up")
-    if not outside: return state
-    less = replace(state.compiled, part="forward", reason=f"The whole step is no graph: {outside[0]}.")
-    return replace(state, compiled=less)
-
-# %% ../nbs/02_rollout.ipynb #02cmpot0
-def _own_tables(model):
-    "Whether a family prepares more for a step than an embedding, or a wrapper does."
-    runner, _ = _bare(model)
-    update = getattr(runner._update_model_kwargs_for_generation, "__func__", None)
-    generic = update is GenerationMixin._update_model_kwargs_for_generation
-    per_layer = getattr(text_config(model), "hidden_size_per_layer_input", None)
-    return not generic or per_layer or placeholders(model) or prompt_learner(model) is not None
-
 # %% ../nbs/02_rollout.ipynb #02cmpgr0
 def _graph(runner, inputs, plugs, fields, size, trace_k, keep):
     "What is compiled as a whole: run the model on vectors, choose, and mix the vectors of the next step."
@@ -992,35 +1026,6 @@ def _graph_of(runner, config):
         own = types.FunctionType(code, globals())
         _graphs[runner] = config, torch.compile(own, **dict(config.to_dict(), fullgraph=True))
     return _graphs[runner][1]
-
-# %% ../nbs/02_rollout.ipynb #02cmpru0
-def _run(runner, inputs, state):
-    "The model's output; of a step compiled, where the state says so."
-    if state.soft is None or state.compiled is None or state.compiled.part == "nothing":
-        return runner(**inputs, return_dict=True), state
-    call = runner.get_compiled_call(state.compiled.config)
-    try: return call(**inputs, return_dict=True), state
-    except Exception as e: state = _compile_less(state, e, "nothing")
-    return runner(**inputs, return_dict=True), state
-
-# %% ../nbs/02_rollout.ipynb #02cmple0
-def _compile_less(state, error, part):
-    "The state, from here on compiled in part only, with a warning; raise what is no failure to compile."
-    names = [c.__module__ for c in type(error).__mro__]
-    ours = any(name.startswith(("torch._dynamo", "torch._inductor")) for name in names)
-    known = [state.model_kwargs.get(name) for name in ("attention_mask", "position_ids")]
-    length = next((x.shape[-1] for x in known if x is not None), None)
-    if not ours or length is not None and state.past() != length - 1: raise error  # it has run in part
-    said = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    what = "whole step" if part == "forward" else "model"
-    warnings.warn(f"The {what} could not be compiled, and runs on without: {said}", stacklevel=2)
-    return replace(state, compiled=replace(state.compiled, part=part, reason=said))
-
-# %% ../nbs/02_rollout.ipynb #02cmpow0
-def _own(x):
-    "A copy of what a CUDA graph returned, which its next run overwrites."
-    if isinstance(x, (tuple, list)): return type(x)([_own(part) for part in x])
-    return x.clone() if isinstance(x, Tensor) and x.is_cuda else x
 
 # %% ../nbs/02_rollout.ipynb #02b4705f
 @patch
