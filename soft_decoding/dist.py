@@ -369,6 +369,12 @@ def compact(
     width = int((probs != 0).sum(-1).amax().clamp_min(1))
     return TokenDist(ids[..., :width], probs[..., :width] / probs.sum(-1, keepdim=True))
 
+# %% ../nbs/00_dist.ipynb #00beside
+def _beside(alpha, probs):
+    "A share as a tensor `(..., 1)` like `probs`; a number is filled in where they are, which no GPU waits for."
+    if isinstance(alpha, Tensor): return alpha.to(probs).unsqueeze(-1)
+    return torch.full((1,), float(alpha), dtype=probs.dtype, device=probs.device)
+
 # %% ../nbs/00_dist.ipynb #041c21c2
 @patch
 def _with_token(
@@ -379,7 +385,7 @@ def _with_token(
     "Take the token's mass out of the support, and say where it belongs."
     _check_number("alpha", alpha, "in [0, 1]", lambda x: 0 <= x <= 1, True)
     token, probs = token.unsqueeze(-1), self.probs
-    alpha = torch.as_tensor(alpha, dtype=probs.dtype, device=probs.device).unsqueeze(-1)
+    alpha = _beside(alpha, probs)
     if self.ids is None:
         hit = torch.zeros_like(probs, dtype=torch.bool).scatter(-1, token, True)
         return None, probs.masked_fill(hit, 0), probs.gather(-1, token), hit, alpha
@@ -439,7 +445,7 @@ def mix_dist(
     "`alpha * q + (1 - alpha) * p`."
     _check_number("alpha", alpha, "in [0, 1]", lambda x: 0 <= x <= 1, True)
     ids, p, q = self._union(target)
-    alpha = torch.as_tensor(alpha, dtype=p.dtype, device=p.device).unsqueeze(-1)
+    alpha = _beside(alpha, p)
     return TokenDist(ids, alpha * q + (1 - alpha) * p)
 
 # %% ../nbs/00_dist.ipynb #f9d6ff6f
@@ -452,7 +458,7 @@ def clamp_dist(
     "The smallest mix with `q` that is at least `alpha * q` everywhere."
     _check_number("alpha", alpha, "in [0, 1]", lambda x: 0 <= x <= 1, True)
     ids, p, q = self._union(target)
-    alpha = torch.as_tensor(alpha, dtype=p.dtype, device=p.device).unsqueeze(-1)
+    alpha = _beside(alpha, p)
     low = alpha * q > p
     share = torch.where(low, (alpha * q - p) / torch.where(low, q - p, 1.), 0.).amax(-1, keepdim=True)
     return TokenDist(ids, share * q + (1 - share) * p)

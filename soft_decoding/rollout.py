@@ -239,7 +239,7 @@ def _compile_less(state, error, part):
     known = [state.model_kwargs.get(name) for name in ("attention_mask", "position_ids")]
     length = next((x.shape[-1] for x in known if x is not None), None)
     if not ours or length is not None and state.past() != length - 1: raise error  # it has run in part
-    said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    said = " ".join(str(error).split("\n")[:2]) or type(error).__name__
     what = "whole step" if part == "forward" else "model"
     warnings.warn(f"The {what} could not be compiled, and runs on without: {said}", stacklevel=2)
     return replace(state, compiled=replace(state.compiled, part=part, reason=said))
@@ -529,6 +529,8 @@ def _rows_and_steps(targets):
     "Shape `(b, s)` of targets that are tokens, or distributions."
     return (targets.probs if isinstance(targets, TokenDist) else targets).shape[:2]
 
+def _device_of(targets): return (targets.probs if isinstance(targets, TokenDist) else targets).device
+
 # %% ../nbs/02_rollout.ipynb #d63acd88
 @dataclass
 class Guidance:
@@ -540,10 +542,11 @@ class Guidance:
     def __post_init__(self):
         if self.kind not in ("clamp", "mix"):
             raise ValueError(f"`kind` must be 'clamp' or 'mix', got {self.kind!r}.")
-        alpha = torch.as_tensor(self.guidance_alpha)
-        if not bool(((alpha >= 0) & (alpha <= 1)).all()):
-            raise ValueError(f"`guidance_alpha` must be in [0, 1], got {self.guidance_alpha}.")
-        if alpha.dim() and alpha.shape[-1] != (steps := _rows_and_steps(self.targets)[1]):
+        alpha, many = self.guidance_alpha, isinstance(self.guidance_alpha, Tensor)
+        if not (bool(((alpha >= 0) & (alpha <= 1)).all()) if many else 0 <= alpha <= 1):
+            raise ValueError(f"`guidance_alpha` must be in [0, 1], got {alpha}.")
+        if many: self.guidance_alpha = alpha = alpha.to(_device_of(self.targets))  # once, not at every step
+        if many and alpha.dim() and alpha.shape[-1] != (steps := _rows_and_steps(self.targets)[1]):
             raise ValueError(f"`guidance_alpha` must have one share per target, {steps}, "
                              f"got {alpha.shape[-1]}.")
 
@@ -559,8 +562,8 @@ def at(
 ) -> dict:  # The fields of StepContext that guide the step; empty past the last target
     "Target, share and kind of one step."
     if step >= _rows_and_steps(self.targets)[1]: return {}
-    alpha = torch.as_tensor(self.guidance_alpha)
-    if alpha.dim(): alpha = alpha[..., step]
+    alpha = self.guidance_alpha
+    if isinstance(alpha, Tensor) and alpha.dim(): alpha = alpha[..., step]
     return dict(target=self.targets[:, step], guidance_alpha=alpha, guidance=self.kind)
 
 # %% ../nbs/02_rollout.ipynb #e5957015
@@ -568,7 +571,7 @@ def _guide(soft, ctx):
     "Give the true token its share of what is fed; rows without a target are left alone."
     if isinstance(ctx.target, TokenDist): return _guide_by_dist(soft, ctx)
     known, target = ctx.target >= 0, ctx.target.clamp_min(0)
-    alpha = torch.as_tensor(ctx.guidance_alpha, dtype=soft.dist.probs.dtype, device=known.device) * known
+    alpha = known.to(soft.dist.probs) * ctx.guidance_alpha  # (b,); a number never becomes a tensor by itself
     dist = getattr(soft.dist, f"{ctx.guidance}_token")(target, alpha)
     if soft.embeds is None: return replace(soft, dist=dist)
     own = soft.dist.prob_of(target)
@@ -619,8 +622,9 @@ def soft_rollout(
                   do_sample=do_sample, snap=snap, embedding=model.get_input_embeddings())
     _check_rollout(model, state, steps, plugs, guidance, stopping, grad)
     run = _Asked(generator, guidance, replay, noise, trace_k, keep, grad, ends=stopping is not None)
-    config = GenerationConfig(compile_config=compile_config)
-    if compile_config is not None: state = replace(state, compiled=compiled_as(model, state, config))
+    if compile_config is not None:
+        config = GenerationConfig(compile_config=compile_config)
+        state = replace(state, compiled=compiled_as(model, state, config))
     state = _settled(model, _ask_hidden(state, plugs), plugs, run, select)
     infos, (mode, idle, _) = [], _mode(state)
     watched = any(x is not None for x in (stopping, halt, think, select, on_token))
