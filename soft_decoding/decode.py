@@ -484,7 +484,8 @@ def soft_generate(
     top_k: int | None = None,  # Mix the k likeliest tokens; None is off
     top_p: float | None = None,  # Mix the smallest set with this mass, in [0, 1]; None is off
     min_p: float | None = None,  # Mix tokens at least this likely relative to the likeliest; None is off
-    sampling: Callable | None = None,  # A Sampling (or a learned one) instead of the four above
+    mass: float | None = None,  # Mix the smallest set with this mass, in (0, 1], after the filters; None is off
+    sampling: Callable | None = None,  # A Sampling (or a learned one) instead of the five above
     answer_sampling: Callable | None = None,  # Filters of discrete steps; None: as the mixing filters
     read_sampling: Callable | None = None,  # Filters of soft steps' read-outs; None: the mixer reads out
     mixer: Callable = plain_mixer,  # Distribution -> soft token
@@ -515,7 +516,7 @@ def soft_generate(
     stream, model = _Stream(streamer), unwrap(model)
     try:
         check_model(model)
-        named = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        named = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, mass=mass)
         sampling = _user_sampling(sampling, generation_config, named)
         settings = dict(kwargs, do_sample=do_sample, max_new_tokens=max_new_tokens,
                         return_dict_in_generate=return_dict_in_generate)

@@ -351,6 +351,34 @@ def mk_proba_dist(
     dist = _filter_logits(logits, temperature, top_k, top_p, min_p, temperature_last)
     return dist if mass is None else dist.compact(mass)
 
+# %% ../nbs/00_dist.ipynb #00enough
+def _enough(rows, mass):
+    "A probability such that the entries above it hold `mass` in every row; not much less than need be."
+    floor = (1 - mass) / 64
+    while floor > (rest := (1 - mass) / rows.shape[-1]):  # what is below that holds less than the rest
+        if bool((torch.nn.functional.threshold(rows, floor, 0.).sum(-1) >= mass).all()): return floor
+        floor = max(floor / 8, rest)
+    return floor
+
+# %% ../nbs/00_dist.ipynb #00heavie
+def _heaviest(probs, mass, chunk=16):
+    "Entries that hold `mass` in every row and their slots, `(..., k)`, the likeliest first; 0 where there is none."
+    rows = probs.reshape(-1, probs.shape[-1])
+    rows = torch.nn.functional.pad(rows, (0, -rows.shape[-1] % chunk))
+    floor, blocks = _enough(rows, mass), rows.unflatten(-1, (-1, chunk))  # (r, n, chunk)
+    row, block = (blocks.amax(-1) > floor).nonzero().unbind(-1)
+    part = blocks[row, block]  # (m, chunk)
+    i, j = (part > floor).nonzero().unbind(-1)
+    row, slot, part = row[i], block[i] * chunk + j, part[i, j]
+    count = torch.bincount(row, minlength=len(rows))
+    at = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]  # place in its row
+    shape = len(rows), max(1, int(count.amax()))
+    held = rows.new_zeros(shape).index_put_((row, at), part)
+    slots = row.new_zeros(shape).index_put_((row, at), slot)
+    held, order = held.sort(dim=-1, descending=True, stable=True)
+    lead = probs.shape[:-1]
+    return held.view(*lead, -1), slots.gather(-1, order).view(*lead, -1)
+
 # %% ../nbs/00_dist.ipynb #32ae246f
 @patch
 def compact(
@@ -359,15 +387,13 @@ def compact(
 ) -> TokenDist:
     "The smallest support that holds `mass` in every row, renormalised; as wide as the widest row needs."
     check_sampling(mass=mass)
-    k, v = 64, self.probs.shape[-1]
-    while True:
-        ids, probs = self.top(k)
-        if k >= v or not bool((probs.sum(-1) < mass).any()): break
-        k *= 4
-    before = torch.nn.functional.pad(probs.detach().cumsum(-1), (1, -1))  # mass of the likelier entries
-    probs = probs.masked_fill(before >= mass, 0)
-    width = int((probs != 0).sum(-1).amax().clamp_min(1))
-    return TokenDist(ids[..., :width], probs[..., :width] / probs.sum(-1, keepdim=True))
+    held, slot = _heaviest(self.probs.detach(), mass)  # (..., k), the likeliest first
+    before = torch.nn.functional.pad(held.cumsum(-1), (1, -1))  # mass of the likelier entries
+    kept = (held > 0) & (before < mass)
+    width = int(kept.sum(-1).amax().clamp_min(1))
+    slot, kept = slot[..., :width], kept[..., :width]
+    probs = self.probs.gather(-1, slot) * kept
+    return TokenDist(self.ids_at(slot), probs / probs.sum(-1, keepdim=True))
 
 # %% ../nbs/00_dist.ipynb #00beside
 def _beside(alpha, probs):

@@ -75,13 +75,26 @@ def _weigh(probs, rows):
     if rows.dim() > probs.dim(): return (probs.to(acc).unsqueeze(-1) * rows).sum(-2)
     with torch.autocast(probs.device.type, enabled=False): return probs.to(acc) @ rows.to(acc)
 
+# %% ../nbs/01_soft_embed.ipynb #01bagcan
+def _sums_in_place(dist, embedding):
+    "Whether rows can be summed where they lie, without a copy of them: no gradient, a plain table, one dtype."
+    if torch.is_grad_enabled() or not is_plain_embedding(embedding): return False
+    return embedding.weight.dtype == dist.probs.dtype and dist.probs.device.type == "cpu"
+
+# %% ../nbs/01_soft_embed.ipynb #01bagbag
+def _bag(dist, embedding):
+    "The weighted sum of the rows `ids` of a table."
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+    try: total = nn.functional.embedding_bag(flat(dist.ids), embedding.weight, mode="sum", per_sample_weights=flat(dist.probs))
+    except RuntimeError: return _weigh(dist.probs, _rows(embedding, dist.ids))  # names an id outside the table
+    return total.view(*dist.probs.shape[:-1], -1)
+
 # %% ../nbs/01_soft_embed.ipynb #8ff2c4f4
 def _mix(dist, embedding, chunk):
     "The mixture before its cast, `(..., d)` in float32 or wider, and the dtype of the embedding."
+    if dist.ids is not None and _sums_in_place(dist, embedding): return _bag(dist, embedding), dist.probs.dtype
     if dist.ids is not None and dist.ids.numel() <= chunk:
         rows = _rows(embedding, dist.ids)
-        if rows.dtype == dist.probs.dtype and not torch.is_grad_enabled() and is_plain_embedding(embedding):
-            return rows.mul_(dist.probs.unsqueeze(-1)).sum(-2), rows.dtype  # a copy of the table's
         return _weigh(dist.probs, rows), rows.dtype
     spans = _spans(dist, embedding, chunk)
     if dist.ids is None and is_plain_embedding(embedding) and embedding.weight.dtype == dist.probs.dtype:
