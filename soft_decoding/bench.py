@@ -49,6 +49,19 @@ def _llama(shape, dtype, device, seed):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).to(device=device, dtype=torch_dtype(dtype)).eval()
 
+# %% ../nbs/13_bench.ipynb #13peaked
+def _peaked(model, input_ids, nats=1.5):
+    "The temperature at which this model's distributions have the entropy of a trained model's, about."
+    import torch
+    from soft_decoding.dist import logits_entropy
+    with torch.no_grad(): logits = model(input_ids, use_cache=False).logits[:, -1].float()
+    low, high = 1e-3, 10.
+    for _ in range(40):
+        middle = (low * high) ** .5
+        if float(logits_entropy(logits, middle).mean()) > nats: high = middle
+        else: low = middle
+    return middle
+
 # %% ../nbs/13_bench.ipynb #a4cd1f77
 def bench_variants(
     model,  # To decode with
@@ -72,6 +85,7 @@ def bench_variants(
         "soft, k = 50": (soft(top_k=50), greedy),
         "soft, k = 10, traced": (soft(top_k=10, trace=True), greedy),
         "soft, all of it": (soft(), greedy),
+        "soft, all but 1e-4, peaked": (soft(temperature=_peaked(model, input_ids), mass=1 - 1e-4), greedy),
         "half soft, half discrete": (soft(top_k=10, think=Think(max_tokens=max(1, tokens // 2))), greedy),
         longer: (hf(4 * tokens, do_sample=False), longer),
         "soft k = 10, 4 x longer": (soft(4 * tokens, top_k=10), longer),
@@ -86,7 +100,7 @@ def compiled_variants(
     "What is compared line by line: eager, and compiled on a static cache."
     import torch
     from transformers import CompileConfig
-    from soft_decoding import Sampling, plain_mixer, soft_generate
+    from soft_decoding import plain_mixer, soft_generate
     prompt = dict(attention_mask=torch.ones_like(input_ids), pad_token_id=0, max_new_tokens=tokens)
     config = CompileConfig() if input_ids.is_cuda else CompileConfig(mode="default")
     config._compile_all_devices = True
@@ -96,7 +110,7 @@ def compiled_variants(
         kwargs |= dict(prompt, return_dict_in_generate=False)
         return lambda: soft_generate(model, input_ids, **kwargs)
     alone = dict(fixed, mixer=lambda dist, ctx: plain_mixer(dist, ctx))  # a plug that says nothing of compiling
-    peaked = Sampling(_peaked(model, input_ids), mass=1 - 1e-4)
+    peaked = dict(temperature=_peaked(model, input_ids), mass=1 - 1e-4)
     return {
         "HF greedy, again": hf(do_sample=False),
         "HF greedy, compiled": hf(do_sample=False, **fixed),
@@ -105,23 +119,10 @@ def compiled_variants(
         "soft, k = 50": soft(top_k=50),
         "HF sampling, k = 50": hf(do_sample=True, top_k=50, temperature=1.),
         "soft, all of it": soft(),
-        "soft, all but 1e-4, peaked": soft(sampling=peaked),
+        "soft, all but 1e-4, peaked": soft(**peaked),
         "soft, k = 50, model compiled": soft(top_k=50, **alone),
         "soft, all of it, step compiled": soft(**fixed),
     }
-
-# %% ../nbs/13_bench.ipynb #13peaked
-def _peaked(model, input_ids, nats=1.5):
-    "The temperature at which this model's distributions have the entropy of a trained model's, about."
-    import torch
-    from soft_decoding.dist import logits_entropy
-    with torch.no_grad(): logits = model(input_ids, use_cache=False).logits[:, -1].float()
-    low, high = 1e-3, 10.
-    for _ in range(40):
-        middle = (low * high) ** .5
-        if float(logits_entropy(logits, middle).mean()) > nats: high = middle
-        else: low = middle
-    return middle
 
 # %% ../nbs/13_bench.ipynb #e70de995
 def _clock(device):
@@ -221,7 +222,7 @@ def bench_table(
 ) -> str:
     "Medians of the ratios, and half the distance between their quartiles, one column per setting."
     if record.get("config", {}).get("training"): return "\n\n".join(map(_train_table, record["cells"]))
-    cells = _joined([c for c in record["cells"] if "ratios" in c])
+    cells = _joined([c for c in record["cells"] if "ratios" in c], record.get("bandwidth"))
     names = list(dict.fromkeys(name for c in cells for name in c["ratios"]))
     def show(r):
         median = f"{r['median']:.2f}" if r["median"] < 10 else f"{r['median']:.1f}"
@@ -232,13 +233,21 @@ def bench_table(
     return "\n".join(f"{first:<{wide}}" + "".join(f"{x:>9}" for x in rest) for first, *rest in lines)
 
 # %% ../nbs/13_bench.ipynb #13joind0
-def _joined(cells):
+def _joined(cells, bandwidth=None):
     "Cells that hold a line each, as one cell per setting."
     out = {}
     for cell in cells:
         one = out.setdefault((cell["size"], cell["batch"]), dict(cell, ratios={}))
-        one["ratios"] |= cell["ratios"]
+        one["ratios"] |= cell["ratios"] | _floors(cell, bandwidth)
     return list(out.values())
+
+# %% ../nbs/13_bench.ipynb #13flr000
+def _floors(cell, bandwidth):
+    "The time in which the weights are read once per token, over greedy decoding; empty for an old record."
+    if not bandwidth or "weights" not in cell: return {}
+    greedy = sorted(r["HF greedy"] for r in cell["seconds"] if "HF greedy" in r)
+    ratio = cell["tokens"] * cell["weights"] / bandwidth / greedy[len(greedy) // 2]
+    return {"weights / bandwidth": dict(median=ratio, low=ratio, high=ratio)}
 
 # %% ../nbs/13_bench.ipynb #000982ee
 def _items(option, text, known=None):
@@ -275,7 +284,7 @@ def _bench_cell(size, batch, o):
     timed = bench_rounds(variants, o.rounds, device=o.device, seed=o.seed, limit=o.limit)
     baselines = {name: base for name, (_, base) in variants.items()}
     traced = bench_ratios(timed, {"soft, k = 10, traced": "soft, k = 10"})["soft, k = 10, traced"]
-    return dict(cell, tokens=tokens, prompt=4, parameters=sum(p.numel() for p in model.parameters()),
+    return dict(cell, tokens=tokens, prompt=4, weights=_bytes(model), parameters=sum(p.numel() for p in model.parameters()),
                 baselines=baselines, ratios={**bench_ratios(timed, baselines), "trace over no trace": traced},
                 seconds=timed)
 
@@ -287,6 +296,9 @@ def _bandwidth(device, size=2 ** 28):
     x.sum()
     return size / min(_seconds(x.sum, device) for _ in range(8))
 
+# %% ../nbs/13_bench.ipynb #13bytes0
+def _bytes(model): return sum(p.numel() * p.element_size() for p in model.parameters())
+
 # %% ../nbs/13_bench.ipynb #13line00
 def _bench_line(line, size, batch, o):
     "One line of one setting: seconds beside those of greedy decoding, seconds of its first run, memory."
@@ -295,7 +307,8 @@ def _bench_line(line, size, batch, o):
     torch._dynamo.reset()
     if cuda: torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
     model, ids = _setting(size, batch, o.dtype, o.device, o.seed)
-    cell = dict(size=size, batch=batch, line=line, tokens=tokens, baselines={line: "HF greedy"})
+    cell = dict(size=size, batch=batch, line=line, tokens=tokens, weights=_bytes(model),
+                baselines={line: "HF greedy"})
     try:
         run = compiled_variants(model, ids, tokens)[line]
         cell["first"] = _seconds(run, o.device)

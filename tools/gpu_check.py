@@ -12,6 +12,7 @@ from soft_decoding.bench import bench_model
 from soft_decoding.dist import top_k_logits
 
 DEVICE, CHECKS = "cuda", []
+SHORT = dict(dtype=torch.float32, tolerance=1e-2, max_new_tokens=6)  # a free run amplifies rounding
 
 
 def check(f):
@@ -103,13 +104,22 @@ def one_hot_is_greedy():
 
 @check
 def one_hot_is_greedy_compiled():
-    "The same, both of them with the model compiled."
+    "The same, both with the model compiled: two graphs round in their own way, so where they part it must be nearly a tie."
     model = bench_model("108M", "bfloat16", DEVICE)
     ids, mask = prompt(4, size=151_000)
     kwargs = dict(attention_mask=mask, max_new_tokens=48, pad_token_id=0, cache_implementation="static")
     greedy = model.generate(ids, do_sample=False, **kwargs)
     ours = soft_generate(model, ids, return_dict_in_generate=False, top_k=1, **kwargs)
-    assert torch.equal(greedy, ours), (greedy != ours).nonzero().tolist()[:4]
+    parted = {}
+    for row in range(len(ids)):
+        if torch.equal(greedy[row], ours[row]): continue
+        at = int((greedy[row] != ours[row]).nonzero()[0])
+        keep = mask[row].nonzero()[0, 0].item()
+        logits = model(greedy[row:row + 1, keep:at]).logits[0, -1].float()
+        one, other = logits[greedy[row, at]].item(), logits[ours[row, at]].item()
+        parted[row] = [at - ids.shape[1], one, other]
+        assert abs(one - other) <= 8 * 2 ** -8 * abs(logits.max().item()), parted  # a few roundings of bfloat16
+    return parted
 
 
 @check
@@ -124,23 +134,25 @@ def model_compiled_plugs():
     return both("forward", mixer=GumbelMixer(), repetition_penalty=1.3, do_sample=True, seed=3)
 
 @check
-def step_compiled(): return both("step")
+def step_compiled(): return both("step", **SHORT)
 
 @check
-def step_compiled_float32(): return both("step", dtype=torch.float32, tolerance=1e-2, max_new_tokens=4)
+def step_compiled_float64():
+    "Also with a best k, which torch 2.11 cannot compile in float64: the model alone is compiled then."
+    return both("step")
 
 @check
 def step_compiled_all(): return both("step", top_k=None)
 
 @check
-def step_compiled_think(): return both("step", think=Think(end=[7, 9], max_tokens=4))
+def step_compiled_think(): return both("step", think=Think(end=[7, 9], max_tokens=2), **SHORT)
 
 @check
 def step_compiled_ends():
     "Rows that finish at different steps."
     model = tiny()
-    ends = sorted(set(run(model).sequences[:, -12].tolist()))
-    return both("step", eos_token_id=ends)
+    ends = sorted(set(run(model, max_new_tokens=6).sequences[:, -3].tolist()))
+    return both("step", eos_token_id=ends, **SHORT)
 
 
 @check
