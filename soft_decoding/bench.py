@@ -26,7 +26,7 @@ BENCH_SIZES = {
     "0.5B": dict(vocab_size=151_936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
                  num_attention_heads=14, num_key_value_heads=2),
 }  # Name -> shape
-BENCH_TOKENS = {"0.1M": 64, "25M": 16, "108M": 8, "0.5B": 32}  # New tokens of one run, where --tokens is silent
+BENCH_TOKENS = {"0.1M": 64, "25M": 16, "108M": 8, "0.5B": 32}  # New tokens, where --tokens is silent
 
 def bench_model(
     size: str,  # One of `BENCH_SIZES`
@@ -109,7 +109,7 @@ def compiled_variants(
     def soft(**kwargs):
         kwargs |= dict(prompt, return_dict_in_generate=False)
         return lambda: soft_generate(model, input_ids, **kwargs)
-    alone = dict(fixed, mixer=lambda dist, ctx: plain_mixer(dist, ctx))  # a plug that says nothing of compiling
+    alone = dict(fixed, mixer=lambda dist, ctx: plain_mixer(dist, ctx))  # which does not say that it compiles
     peaked = dict(temperature=_peaked(model, input_ids), mass=1 - 1e-4)
     return {
         "HF greedy, again": hf(do_sample=False),
@@ -284,8 +284,8 @@ def _bench_cell(size, batch, o):
     timed = bench_rounds(variants, o.rounds, device=o.device, seed=o.seed, limit=o.limit)
     baselines = {name: base for name, (_, base) in variants.items()}
     traced = bench_ratios(timed, {"soft, k = 10, traced": "soft, k = 10"})["soft, k = 10, traced"]
-    return dict(cell, tokens=tokens, prompt=4, weights=_bytes(model), parameters=sum(p.numel() for p in model.parameters()),
-                baselines=baselines, ratios={**bench_ratios(timed, baselines), "trace over no trace": traced},
+    return dict(cell, tokens=tokens, prompt=4, weights=_bytes(model),
+                parameters=sum(p.numel() for p in model.parameters()), baselines=baselines, ratios={**bench_ratios(timed, baselines), "trace over no trace": traced},
                 seconds=timed)
 
 # %% ../nbs/13_bench.ipynb #13bndwd0

@@ -484,7 +484,7 @@ def soft_generate(
     top_k: int | None = None,  # Mix the k likeliest tokens; None is off
     top_p: float | None = None,  # Mix the smallest set with this mass, in [0, 1]; None is off
     min_p: float | None = None,  # Mix tokens at least this likely relative to the likeliest; None is off
-    mass: float | None = None,  # Mix the smallest set with this mass, in (0, 1], after the filters; None is off
+    mass: float | None = None,  # Mix only the likeliest that hold this mass, in (0, 1]; None is off
     sampling: Callable | None = None,  # A Sampling (or a learned one) instead of the five above
     answer_sampling: Callable | None = None,  # Filters of discrete steps; None: as the mixing filters
     read_sampling: Callable | None = None,  # Filters of soft steps' read-outs; None: the mixer reads out
@@ -529,8 +529,8 @@ def soft_generate(
             soft_decode, sampling=sampling, answer_sampling=answer_sampling, read_sampling=read_sampling,
             mixer=mixer, snap=snap, think=bound_think(think, tokenizer), generator=generator, streamer=stream,
             guidance=guidance, select=select, replay=replay, state=state, trace_k=trace_k,
-            trace_embeds=trace_embeds, keep_embeds=keep_embeds, grad=grad, stop_while_thinking=stop_while_thinking, progress=progress,
-            vocab_size=_vocab_size(model, tokenizer))
+            trace_embeds=trace_embeds, keep_embeds=keep_embeds, grad=grad, progress=progress,
+            stop_while_thinking=stop_while_thinking, vocab_size=_vocab_size(model, tokenizer))
         prompt = _user_prompt(model, input_ids, attention_mask, state, kwargs)
         prompt |= _in_kwargs(config, generation_config, model.generation_config, unset)
         out = _generate(model, config, **prompt, stopping_criteria=criteria, custom_generate=decode, **kwargs)

@@ -362,7 +362,7 @@ def _enough(rows, mass):
 
 # %% ../nbs/00_dist.ipynb #00heavie
 def _heaviest(probs, mass, chunk=16):
-    "Entries that hold `mass` in every row and their slots, `(..., k)`, the likeliest first; 0 where there is none."
+    "Entries that hold `mass` in every row, and their slots, `(..., k)`: the likeliest first, then 0."
     rows = probs.reshape(-1, probs.shape[-1])
     rows = torch.nn.functional.pad(rows, (0, -rows.shape[-1] % chunk))
     floor, blocks = _enough(rows, mass), rows.unflatten(-1, (-1, chunk))  # (r, n, chunk)
@@ -397,7 +397,7 @@ def compact(
 
 # %% ../nbs/00_dist.ipynb #00beside
 def _beside(alpha, probs):
-    "A share as a tensor `(..., 1)` like `probs`; a number is filled in where they are, which no GPU waits for."
+    "A share as a tensor `(..., 1)` like `probs`; a number is filled in there, so that no GPU waits."
     if isinstance(alpha, Tensor): return alpha.to(probs).unsqueeze(-1)
     return torch.full((1,), float(alpha), dtype=probs.dtype, device=probs.device)
 

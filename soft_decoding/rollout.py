@@ -627,6 +627,7 @@ def soft_rollout(
         state = replace(state, compiled=compiled_as(model, state, config))
     state = _settled(model, _ask_hidden(state, plugs), plugs, run, select)
     infos, (mode, idle, _) = [], _mode(state)
+    finishes = stopping is not None or think is not None  # else rows and phases stay as they are
     watched = any(x is not None for x in (stopping, halt, think, select, on_token))
     with torch.enable_grad() if grad else torch.no_grad():
         for _ in _steps(steps, progress):
@@ -634,12 +635,10 @@ def soft_rollout(
             soft, info, state = _step(model, state, plugs, run, mode, idle)
             if grad and not infos: _check_differentiable(model, cache_of(state.model_kwargs))
             input_ids = torch.cat([state.input_ids, info.token[:, None]], 1)
-            done = _finished(state, stopping, input_ids, info)
             infos.append(info)
-            phase = info.next_phase.masked_fill(info.next_phase == Phase.DONE, int(Phase.ANSWER))
-            state = replace(state, input_ids=input_ids, phase=phase, done=done, soft=soft, unseen=None,
-                            step=state.step + 1, think_state=info.think_state, outputs={},
-                            **_remembered(model, state, soft))
+            state = replace(state, input_ids=input_ids, soft=soft, unseen=None, step=state.step + 1, outputs={},
+                            **_remembered(model, state, soft, finishes or idle),
+                            **(_ended(state, stopping, input_ids, info) if finishes else {}))
             if select is not None: state = select(state, info)
             if watched: mode, idle, bad = _mode(state, info.bad)
             if watched and bad: _raise_bad([info], state.step - 1)
@@ -708,6 +707,12 @@ def _finished(state, stopping, input_ids, info):
     if stopping is None: return done
     return done | stopping(input_ids, info if getattr(stopping, "needs_info", False) else None)
 
+# %% ../nbs/02_rollout.ipynb #02ended0
+def _ended(state, stopping, input_ids, info):
+    "Who is done after this step, and what a think policy says of the next one."
+    phase = info.next_phase.masked_fill(info.next_phase == Phase.DONE, int(Phase.ANSWER))
+    return dict(done=_finished(state, stopping, input_ids, info), phase=phase, think_state=info.think_state)
+
 # %% ../nbs/02_rollout.ipynb #32d6a236
 def _step_fields(state, mode, idle, generator, guidance, replay, noise):
     "The part of the context that changes from step to step."
@@ -730,9 +735,10 @@ def _ask_hidden(state, plugs):
     return replace(state, model_kwargs=dict(state.model_kwargs, output_hidden_states=True))
 
 # %% ../nbs/02_rollout.ipynb #621628f0
-def _remembered(model, state, soft):
+def _remembered(model, state, soft, waits=True):
     "What a state keeps of a step besides what the next one needs."
-    waited = (1 if state.waited is None else state.waited + 1) * state.done  # 0 for rows that are not done
+    waited = state.waited
+    if waits: waited = (1 if waited is None else waited + 1) * state.done  # 0 for rows that are not done
     if state.fed is None: return dict(waited=waited)
     new = looked_up(model, soft).to_embeds(model.get_input_embeddings())[:, None]  # (b, d) -> (b, 1, d)
     return dict(waited=waited, fed=torch.cat([state.fed, new.to(state.fed.dtype)], 1))
@@ -1010,8 +1016,9 @@ def _unpacked(out, think_state, trace_k):
     (token, phase, after, *counts), (bad, is_soft, *complete) = whole.unbind(), flags.unbind()
     dist = TokenDist(ids, probs)
     belief = None if not trace_k else dist if belief_probs is None else TokenDist(belief_ids, belief_probs)
-    info = StepInfo(phase, after, entropy, bad, is_soft, dict(zip(think_state, counts)), token, scores, logits,
-                    belief, complete[0] if trace_k else None)
+    think_state = dict(zip(think_state, counts))
+    info = StepInfo(phase, after, entropy, bad, is_soft, think_state, token, scores, logits, belief,
+                    complete[0] if trace_k else None)
     return SoftToken(dist, token), info
 
 # %% ../nbs/02_rollout.ipynb #02cmphi0

@@ -77,7 +77,7 @@ def _weigh(probs, rows):
 
 # %% ../nbs/01_soft_embed.ipynb #01bagcan
 def _sums_in_place(dist, embedding):
-    "Whether rows can be summed where they lie, without a copy of them: no gradient, a plain table, one dtype."
+    "Whether rows can be summed where they lie: no gradient, a plain table, one dtype."
     if torch.is_grad_enabled() or not is_plain_embedding(embedding): return False
     return embedding.weight.dtype == dist.probs.dtype and dist.probs.device.type == "cpu"
 
@@ -85,14 +85,16 @@ def _sums_in_place(dist, embedding):
 def _bag(dist, embedding):
     "The weighted sum of the rows `ids` of a table."
     flat = lambda x: x.reshape(-1, x.shape[-1])
-    try: total = nn.functional.embedding_bag(flat(dist.ids), embedding.weight, mode="sum", per_sample_weights=flat(dist.probs))
-    except RuntimeError: return _weigh(dist.probs, _rows(embedding, dist.ids))  # names an id outside the table
+    ids, probs, bag = flat(dist.ids), flat(dist.probs), nn.functional.embedding_bag
+    try: total = bag(ids, embedding.weight, mode="sum", per_sample_weights=probs)
+    except RuntimeError: return _weigh(dist.probs, _rows(embedding, dist.ids))  # names the id that is not there
     return total.view(*dist.probs.shape[:-1], -1)
 
 # %% ../nbs/01_soft_embed.ipynb #8ff2c4f4
 def _mix(dist, embedding, chunk):
     "The mixture before its cast, `(..., d)` in float32 or wider, and the dtype of the embedding."
-    if dist.ids is not None and _sums_in_place(dist, embedding): return _bag(dist, embedding), dist.probs.dtype
+    if dist.ids is not None and _sums_in_place(dist, embedding):
+        return _bag(dist, embedding), dist.probs.dtype
     if dist.ids is not None and dist.ids.numel() <= chunk:
         rows = _rows(embedding, dist.ids)
         return _weigh(dist.probs, rows), rows.dtype
