@@ -305,7 +305,7 @@ def sampling_of(
 ):  # A `Sampling`
     "The filters that the options with `prefix` ask for; 0 switches top-k off."
     from soft_decoding.dist import Sampling
-    given = {k: getattr(o, prefix + k) for k in ("temperature", "top_k", "top_p", "min_p")}
+    given = {k: getattr(o, prefix + k, None) for k in ("temperature", "top_k", "top_p", "min_p", "mass")}
     try: return Sampling(**dict(given, top_k=given["top_k"] or None))
     except (ValueError, TypeError) as e:
         raise type(e)(str(e).replace("`", f"`--{prefix}", 1).replace(" (None switches it off)", "")) from e
@@ -314,7 +314,8 @@ def sampling_of(
 def _learned(o):
     "The sampling that was trained with the model, unless the command says how to mix; None: there is none."
     folder = Path(find_model(o.model))
-    said = any(getattr(o, k) is not None for k in ("recipe", "temperature", "top_k", "top_p", "min_p"))
+    ours = "recipe", "temperature", "top_k", "top_p", "min_p", "mass"
+    said = any(getattr(o, k, None) is not None for k in ours)
     if said or not (folder/"learnable_sampling.json").is_file(): return None
     from soft_decoding.learnable_temp import LearnableSampling
     sampling = LearnableSampling.from_pretrained(folder)
@@ -322,14 +323,14 @@ def _learned(o):
     return sampling
 
 # %% ../nbs/11_cli.ipynb #ac60d5a5
-_BY_RECIPE = """temperature top_k top_p min_p entropy_threshold patience sample answer_temperature answer_top_k
+_BY_RECIPE = """temperature top_k top_p min_p mass entropy_threshold patience sample answer_temperature answer_top_k
 answer_top_p answer_min_p""".split()  # What a recipe says
 
 def _asked_recipe(o):
     "Name and settings of `--recipe`, checked; None without it."
     if o.recipe is None: return None
     from soft_decoding.recipes import check_recipe
-    if said := [k for k in _BY_RECIPE if getattr(o, k)]:
+    if said := [k for k in _BY_RECIPE if getattr(o, k, None)]:
         raise ValueError(f"`--recipe` says what `--{said[0]}` says; leave one of them out, or give the recipe the "
                          f"setting: --recipe {o.recipe},{said[0]}=...")
     name, changes = named_settings(o.recipe)
@@ -708,7 +709,7 @@ answer_temperature answer_top_k answer_top_p answer_min_p max_new_tokens seed ch
 
 def _settings(model, o):
     "All that a record depends on, besides its prompt."
-    known = {k: getattr(o, k) for k in _DEPENDS.split()}
+    known = {k: getattr(o, k) for k in _DEPENDS.split()} | ({} if o.mass is None else dict(mass=o.mass))
     known |= dict(model=_model_name(o.model), weights=fingerprint(model), dtype=str(model.dtype),
                   device=model.device.type)
     if o.learned is None: return known
@@ -805,6 +806,7 @@ def generate(
     top_k: int = None,  # Mix the k likeliest tokens; 0 is off (0 for the shipped model, else 10)
     top_p: float = None,  # Mix the smallest set with this mass, 0 to 1
     min_p: float = None,  # Mix tokens at least this likely relative to the likeliest, 0 to 1
+    mass: float = None,  # Mix only the likeliest that hold this mass; .9999 is close to all of them, and cheaper
     snap: int = None,  # Round the mixed weights to so many bits
     sample: bool = False,  # Draw tokens instead of taking the likeliest
     answer_temperature: float = None,  # With --sample, of discrete steps (1)

@@ -28,8 +28,8 @@ from transformers.utils import TransformersKwargs
 from .cache import NAMES, cache_of
 from .dist import Sampling, TokenDist
 from .rollout import (
-    Guidance, Phase, State, check_model, check_padding, check_plugs, context_length, forward_parameters,
-    looked_up, soft_rollout, text_config)
+    Guidance, Phase, State, check_model, check_padding, check_plugs, compiled_as, context_length,
+    forward_parameters, looked_up, soft_rollout, text_config)
 from .soft_embed import SoftToken, plain_mixer, table_size
 from .think import Think, span_of
 from .trace import SoftTrace
@@ -441,6 +441,7 @@ def soft_decode(
         with eval_mode(model):
             with torch.set_grad_enabled(grad):  # of a learned prompt
                 state = _begin(model, input_ids, model_kwargs, state, think, vocab_size, keep_embeds)
+            state = replace(state, compiled=compiled_as(model, state, config))
             if replay is not None: _check_replay(replay, len(state.input_ids))
             rules = stopping_criteria or []
             stopping, halt, steps = _limits(model, config, state, think, rules, stop_while_thinking)
@@ -452,7 +453,8 @@ def soft_decode(
                 answer_sampling=answer_sampling, read_sampling=read_sampling, select=select, grad=grad,
                 generator=generator, do_sample=bool(config.do_sample), snap=snap, replay=replay,
                 processors=processors or None, stopping=stopping, halt=halt, pad_token_id=_pad_id(config),
-                trace_k=trace_k if traced else 0, on_token=stream.put, progress=progress,
+                trace_k=trace_k if traced else 0, progress=progress,
+                on_token=stream.put if stream.open else None,
                 keep=[*kept_outputs(config), *["embeds"] * trace_embeds])
     finally: stream.end()
     return _output(model, config, state, infos, think, moved=select is not None)
@@ -482,7 +484,8 @@ def soft_generate(
     top_k: int | None = None,  # Mix the k likeliest tokens; None is off
     top_p: float | None = None,  # Mix the smallest set with this mass, in [0, 1]; None is off
     min_p: float | None = None,  # Mix tokens at least this likely relative to the likeliest; None is off
-    sampling: Callable | None = None,  # A Sampling (or a learned one) instead of the four above
+    mass: float | None = None,  # Mix only the likeliest that hold this mass, in (0, 1]; None is off
+    sampling: Callable | None = None,  # A Sampling (or a learned one) instead of the five above
     answer_sampling: Callable | None = None,  # Filters of discrete steps; None: as the mixing filters
     read_sampling: Callable | None = None,  # Filters of soft steps' read-outs; None: the mixer reads out
     mixer: Callable = plain_mixer,  # Distribution -> soft token
@@ -513,7 +516,7 @@ def soft_generate(
     stream, model = _Stream(streamer), unwrap(model)
     try:
         check_model(model)
-        named = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        named = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, mass=mass)
         sampling = _user_sampling(sampling, generation_config, named)
         settings = dict(kwargs, do_sample=do_sample, max_new_tokens=max_new_tokens,
                         return_dict_in_generate=return_dict_in_generate)
@@ -526,8 +529,8 @@ def soft_generate(
             soft_decode, sampling=sampling, answer_sampling=answer_sampling, read_sampling=read_sampling,
             mixer=mixer, snap=snap, think=bound_think(think, tokenizer), generator=generator, streamer=stream,
             guidance=guidance, select=select, replay=replay, state=state, trace_k=trace_k,
-            trace_embeds=trace_embeds, keep_embeds=keep_embeds, grad=grad, stop_while_thinking=stop_while_thinking, progress=progress,
-            vocab_size=_vocab_size(model, tokenizer))
+            trace_embeds=trace_embeds, keep_embeds=keep_embeds, grad=grad, progress=progress,
+            stop_while_thinking=stop_while_thinking, vocab_size=_vocab_size(model, tokenizer))
         prompt = _user_prompt(model, input_ids, attention_mask, state, kwargs)
         prompt |= _in_kwargs(config, generation_config, model.generation_config, unset)
         out = _generate(model, config, **prompt, stopping_criteria=criteria, custom_generate=decode, **kwargs)

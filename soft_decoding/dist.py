@@ -210,6 +210,9 @@ def _top_k(logits, k):
     "`top_k_logits` without the check."
     x = logits.detach()
     if torch.compiler.is_compiling() or x.device.type != "cpu":  # looking at the values would break or wait
+        if x.dtype != torch.float64:
+            ids = _ordered_top(x, k)
+            return ids, logits.gather(-1, ids)
         ids = _lowest_ids(x, top_entries(x, k)[0][..., -1:], k)
     else:
         values, ids = top_entries(x, min(k + 1, x.shape[-1]))  # one more than asked for shows a tie
@@ -236,6 +239,26 @@ def _lowest_ids(logits, kth, k):
     keep = above | equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True))
     position = torch.arange(logits.shape[-1], device=logits.device)
     return torch.where(keep, position, logits.shape[-1]).topk(k, -1, largest=False).values
+
+# %% ../nbs/00_dist.ipynb #00ordtop
+def _ordered_top(x, k, chunk=64):
+    "Ids of the k largest entries, of equals the lowest, in that order, without a look at a value."
+    ids, n = torch.arange(x.shape[-1], device=x.device), x.shape[-1] // chunk
+    if n < 4 * k: return _keys(x, ids).topk(k, -1).indices
+    best = x[..., :n * chunk].unflatten(-1, (n, chunk)).amax(-1)
+    best = _keys(best, ids[:n]).topk(k, -1).indices  # only these chunks can hold one of the k best
+    ids = (best.unsqueeze(-1) * chunk + ids[:chunk]).flatten(-2)  # (..., k * chunk)
+    if rest := x.shape[-1] % chunk:
+        last = torch.arange(n * chunk, n * chunk + rest, device=x.device)
+        ids = torch.cat([ids, last.expand(*ids.shape[:-1], -1)], -1)
+    return ids.gather(-1, _keys(x.gather(-1, ids), ids).topk(k, -1).indices)
+
+# %% ../nbs/00_dist.ipynb #00keys00
+def _keys(x, ids):
+    "Integers in the order of `x` (at most float32), of equals the lower id first; NaN counts as +inf."
+    x = x.float().nan_to_num(torch.inf, torch.inf, -torch.inf)
+    bits = torch.where(x == 0, 0., x).view(torch.int32)  # -0. equals 0.
+    return torch.where(bits < 0, bits ^ 0x7fffffff, bits).long() * 2 ** 32 - ids
 
 # %% ../nbs/00_dist.ipynb #7c514ec3
 def keep_top_p(
@@ -328,6 +351,34 @@ def mk_proba_dist(
     dist = _filter_logits(logits, temperature, top_k, top_p, min_p, temperature_last)
     return dist if mass is None else dist.compact(mass)
 
+# %% ../nbs/00_dist.ipynb #00enough
+def _enough(rows, mass):
+    "A probability such that the entries above it hold `mass` in every row; not much less than need be."
+    floor = (1 - mass) / 64
+    while floor > (rest := (1 - mass) / rows.shape[-1]):  # what is below that holds less than the rest
+        if bool((torch.nn.functional.threshold(rows, floor, 0.).sum(-1) >= mass).all()): return floor
+        floor = max(floor / 8, rest)
+    return floor
+
+# %% ../nbs/00_dist.ipynb #00heavie
+def _heaviest(probs, mass, chunk=16):
+    "Entries that hold `mass` in every row, and their slots, `(..., k)`: the likeliest first, then 0."
+    rows = probs.reshape(-1, probs.shape[-1])
+    rows = torch.nn.functional.pad(rows, (0, -rows.shape[-1] % chunk))
+    floor, blocks = _enough(rows, mass), rows.unflatten(-1, (-1, chunk))  # (r, n, chunk)
+    row, block = (blocks.amax(-1) > floor).nonzero().unbind(-1)
+    part = blocks[row, block]  # (m, chunk)
+    i, j = (part > floor).nonzero().unbind(-1)
+    row, slot, part = row[i], block[i] * chunk + j, part[i, j]
+    count = torch.bincount(row, minlength=len(rows))
+    at = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]  # place in its row
+    shape = len(rows), max(1, int(count.amax()))
+    held = rows.new_zeros(shape).index_put_((row, at), part)
+    slots = row.new_zeros(shape).index_put_((row, at), slot)
+    held, order = held.sort(dim=-1, descending=True, stable=True)
+    lead = probs.shape[:-1]
+    return held.view(*lead, -1), slots.gather(-1, order).view(*lead, -1)
+
 # %% ../nbs/00_dist.ipynb #32ae246f
 @patch
 def compact(
@@ -336,15 +387,19 @@ def compact(
 ) -> TokenDist:
     "The smallest support that holds `mass` in every row, renormalised; as wide as the widest row needs."
     check_sampling(mass=mass)
-    k, v = 64, self.probs.shape[-1]
-    while True:
-        ids, probs = self.top(k)
-        if k >= v or not bool((probs.sum(-1) < mass).any()): break
-        k *= 4
-    before = torch.nn.functional.pad(probs.detach().cumsum(-1), (1, -1))  # mass of the likelier entries
-    probs = probs.masked_fill(before >= mass, 0)
-    width = int((probs != 0).sum(-1).amax().clamp_min(1))
-    return TokenDist(ids[..., :width], probs[..., :width] / probs.sum(-1, keepdim=True))
+    held, slot = _heaviest(self.probs.detach(), mass)  # (..., k), the likeliest first
+    before = torch.nn.functional.pad(held.cumsum(-1), (1, -1))  # mass of the likelier entries
+    kept = (held > 0) & (before < mass)
+    width = int(kept.sum(-1).amax().clamp_min(1))
+    slot, kept = slot[..., :width], kept[..., :width]
+    probs = self.probs.gather(-1, slot) * kept
+    return TokenDist(self.ids_at(slot), probs / probs.sum(-1, keepdim=True))
+
+# %% ../nbs/00_dist.ipynb #00beside
+def _beside(alpha, probs):
+    "A share as a tensor `(..., 1)` like `probs`; a number is filled in there, so that no GPU waits."
+    if isinstance(alpha, Tensor): return alpha.to(probs).unsqueeze(-1)
+    return torch.full((1,), float(alpha), dtype=probs.dtype, device=probs.device)
 
 # %% ../nbs/00_dist.ipynb #041c21c2
 @patch
@@ -356,7 +411,7 @@ def _with_token(
     "Take the token's mass out of the support, and say where it belongs."
     _check_number("alpha", alpha, "in [0, 1]", lambda x: 0 <= x <= 1, True)
     token, probs = token.unsqueeze(-1), self.probs
-    alpha = torch.as_tensor(alpha, dtype=probs.dtype, device=probs.device).unsqueeze(-1)
+    alpha = _beside(alpha, probs)
     if self.ids is None:
         hit = torch.zeros_like(probs, dtype=torch.bool).scatter(-1, token, True)
         return None, probs.masked_fill(hit, 0), probs.gather(-1, token), hit, alpha
@@ -416,7 +471,7 @@ def mix_dist(
     "`alpha * q + (1 - alpha) * p`."
     _check_number("alpha", alpha, "in [0, 1]", lambda x: 0 <= x <= 1, True)
     ids, p, q = self._union(target)
-    alpha = torch.as_tensor(alpha, dtype=p.dtype, device=p.device).unsqueeze(-1)
+    alpha = _beside(alpha, p)
     return TokenDist(ids, alpha * q + (1 - alpha) * p)
 
 # %% ../nbs/00_dist.ipynb #f9d6ff6f
@@ -429,7 +484,7 @@ def clamp_dist(
     "The smallest mix with `q` that is at least `alpha * q` everywhere."
     _check_number("alpha", alpha, "in [0, 1]", lambda x: 0 <= x <= 1, True)
     ids, p, q = self._union(target)
-    alpha = torch.as_tensor(alpha, dtype=p.dtype, device=p.device).unsqueeze(-1)
+    alpha = _beside(alpha, p)
     low = alpha * q > p
     share = torch.where(low, (alpha * q - p) / torch.where(low, q - p, 1.), 0.).amax(-1, keepdim=True)
     return TokenDist(ids, share * q + (1 - share) * p)
@@ -544,6 +599,9 @@ class Sampling:
     mass: float | None = None  # Compact the support to the smallest set with this mass, in (0, 1]
 
     def __post_init__(self): check_sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.mass)
+
+    @property
+    def compiles(self) -> bool: return self.mass is None  # its width would depend on the values
 
     def __call__(
         self,

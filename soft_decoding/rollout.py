@@ -6,10 +6,11 @@
 __all__ = ['PLUGS', 'REFUSED', 'ONE_BY_ONE', 'Phase', 'State', 'prompt_learner', 'put_virtual_tokens', 'forward_parameters',
            'text_config', 'context_length', 'forward', 'placeholders', 'looked_up', 'Plugs', 'StepContext', 'StepInfo',
            'choose', 'feed_readout', 'Guidance', 'soft_rollout', 'slim_info', 'check_plugs', 'check_padding',
-           'PassInfo', 'soft_passes', 'shift_right', 'text_room', 'check_reorder', 'check_model']
+           'PassInfo', 'soft_passes', 'shift_right', 'Compiled', 'compiled_as', 'text_room', 'check_reorder',
+           'check_model']
 
 # %% ../nbs/02_rollout.ipynb #42bb69d0
-import inspect, re
+import inspect, re, types, warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -18,6 +19,9 @@ from weakref import WeakKeyDictionary
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
+from transformers import GenerationConfig
+from transformers.generation import GenerationMixin
+from transformers.utils import ModelOutput
 
 from .cache import (
     cache_name, cache_of, is_stateful, past_length, reorder_cache, replace_cache, room_left, written_in_place)
@@ -51,6 +55,7 @@ class State:
     fed: Tensor | None = None  # If asked for: prompt and all that was chosen, as vectors, `(b, t, d)`
     waited: Tensor | None = None  # Steps that each row has waited since it finished, `(b,)`; None: none
     outputs: dict = field(default_factory=dict)  # Hidden states and attentions of the last run, if asked for
+    compiled: "Compiled | None" = None  # What of a step runs compiled; None: nothing
 
 # %% ../nbs/02_rollout.ipynb #32848e55
 @patch(cls_method=True)
@@ -63,6 +68,7 @@ def start(
     *,
     think=None,  # Think policy; None: soft everywhere
     use_cache: bool = True,  # False feeds the whole history at every step
+    cache=None,  # To be filled, such as a `StaticCache`, which compiles; None: the model makes one that grows
 ) -> State:
     "A state at the prompt."
     prompt = input_ids if inputs_embeds is None else inputs_embeds
@@ -71,6 +77,7 @@ def start(
     if mask is None: mask = torch.ones(prompt.shape[:2], dtype=torch.long, device=prompt.device)
     kwargs, accepted = dict(use_cache=use_cache, attention_mask=mask), forward_parameters(model)
     if inputs_embeds is not None: kwargs["inputs_embeds"] = inputs_embeds
+    if cache is not None: kwargs[cache_name(model)] = cache
     positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
     if "position_ids" in accepted: kwargs["position_ids"] = positions
     if "logits_to_keep" in accepted: kwargs["logits_to_keep"] = 1
@@ -181,14 +188,14 @@ def forward(
     inputs = prepare(_ids(state), next_sequence_length=length, is_first_iteration=prompt, **kwargs)
     embeds = _prompt_embeds(model, state) if prompt else _fed(model, state)
     if not prompt: inputs = _swap(model, inputs, state, embeds)
-    out = runner(**inputs, return_dict=True)
+    out, state = _run(runner, inputs, state)
+    own = _own if state.compiled is not None else lambda x: x
     kwargs = runner._update_model_kwargs_for_generation(out, kwargs)
     if cached and cache_of(kwargs) is None: _refuse_no_cache(model)
-    outputs = {k: out[k] for k in ("hidden_states", "attentions") if out.get(k) is not None}
-    logits = out.logits[:, -1, :_usable_vocabulary(model, state, out.logits.shape[-1])]
+    outputs = {k: own(out[k]) for k in ("hidden_states", "attentions") if out.get(k) is not None}
+    logits = out.logits[:, -1, :_usable_vocabulary(model, state)]
     state = replace(state, model_kwargs=kwargs, history=None if cached else embeds, outputs=outputs)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # as in `generate`
-    return logits, state
+    return own(_promoted(logits)), state
 
 # %% ../nbs/02_rollout.ipynb #1b4006c6
 def _ids(state):
@@ -213,6 +220,35 @@ def _swap(model, inputs, state, embeds):
         raise NotImplementedError(f"{type(model).__name__} prepares inputs of its own for a step, "
                                   f"which a mixture cannot replace; {way_out}.")
     return dict(inputs, inputs_embeds=embeds.clone(), **_per_layer_inputs(model, state))
+
+# %% ../nbs/02_rollout.ipynb #02cmpru0
+def _run(runner, inputs, state):
+    "The model's output; of a step compiled, where the state says so."
+    if state.soft is None or state.compiled is None or state.compiled.part == "nothing":
+        return runner(**inputs, return_dict=True), state
+    call = runner.get_compiled_call(state.compiled.config)
+    try: return call(**inputs, return_dict=True), state
+    except Exception as e: state = _compile_less(state, e, "nothing")
+    return runner(**inputs, return_dict=True), state
+
+# %% ../nbs/02_rollout.ipynb #02cmple0
+def _compile_less(state, error, part):
+    "The state, from here on compiled in part only, with a warning; raise what is no failure to compile."
+    names = [c.__module__ for c in type(error).__mro__]
+    ours = any(name.startswith(("torch._dynamo", "torch._inductor")) for name in names)
+    known = [state.model_kwargs.get(name) for name in ("attention_mask", "position_ids")]
+    length = next((x.shape[-1] for x in known if x is not None), None)
+    if not ours or length is not None and state.past() != length - 1: raise error  # it has run in part
+    said = " ".join(str(error).split("\n")[:2]) or type(error).__name__
+    what = "whole step" if part == "forward" else "model"
+    warnings.warn(f"The {what} could not be compiled, and runs on without: {said}", stacklevel=2)
+    return replace(state, compiled=replace(state.compiled, part=part, reason=said))
+
+# %% ../nbs/02_rollout.ipynb #02cmpow0
+def _own(x):
+    "A copy of what a CUDA graph returned, which its next run overwrites."
+    if isinstance(x, (tuple, list)): return type(x)([_own(part) for part in x])
+    return x.clone() if isinstance(x, Tensor) and x.is_cuda else x
 
 # %% ../nbs/02_rollout.ipynb #2cfcb594
 @patch
@@ -251,10 +287,15 @@ def _hold_finished(model, state):
     return dict(kwargs, position_ids=torch.where(state.done[:, None], waiting, positions))
 
 # %% ../nbs/02_rollout.ipynb #aa37f736
-def _usable_vocabulary(model, state, width):
-    "Ids without an embedding row, or without a token, get no share."
-    rows = table_size(model.get_input_embeddings())
-    return min(width, rows or width, state.vocab_size or width)
+def _usable_vocabulary(model, state):
+    "Ids from here on get no share: they have no embedding row, or no token; None: all have."
+    known = [n for n in (table_size(model.get_input_embeddings()), state.vocab_size) if n]
+    return min(known, default=None)
+
+# %% ../nbs/02_rollout.ipynb #02promot
+def _promoted(logits):
+    "In float32 at least, as in `generate`; float32 is not copied."
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 # %% ../nbs/02_rollout.ipynb #f1904a4b
 _placeholders = WeakKeyDictionary()
@@ -391,7 +432,7 @@ def choose(
 # %% ../nbs/02_rollout.ipynb #7392f3ba
 def _follow(token, entropy, logits, dist, ctx):
     "What the think policy says: read-outs with forced tokens, soft rows, their next phase, a blend."
-    is_soft = ctx.phase == Phase.THINK
+    is_soft = ctx.phase.eq(Phase.THINK)
     if ctx.think is None: return token, is_soft, ctx.phase, ctx.think_state, None
     seen = dict(logits=logits, dist=dist) if getattr(ctx.think, "needs_dist", False) else {}
     now = ctx.phase if ctx.done is None else ctx.phase.masked_fill(ctx.done, int(Phase.DONE))  # no pad counts
@@ -412,7 +453,7 @@ def _fed_as(soft, token, is_soft, now, ctx):
     "The soft token, in which discrete rows are fed their read-out; nothing to do where all rows are soft."
     all_soft = ctx.mode == "soft" and ctx.think is None and ctx.done is None
     if ctx.replay is not None:  # a record holds tokens as tokens
-        is_soft = (ctx.phase == Phase.THINK) & (now != Phase.DONE)
+        is_soft = ctx.phase.eq(Phase.THINK) & now.ne(Phase.DONE)
     return soft if all_soft else feed_readout(soft, token, is_soft, ctx)
 
 # %% ../nbs/02_rollout.ipynb #a3c26e4b
@@ -451,7 +492,7 @@ def _readout(scores, ctx):
     soft = _mixed(dist, scores, ctx)
     if ctx.target is not None: soft = _guide(soft, ctx)
     if ctx.mode == "soft": return soft, soft.token, entropy, dist
-    thinks = ctx.phase == Phase.THINK
+    thinks = ctx.phase.eq(Phase.THINK)
     return soft, torch.where(thinks, soft.token, hard), torch.where(thinks, entropy, hard_entropy), dist
 
 # %% ../nbs/02_rollout.ipynb #d15d0f5e
@@ -488,6 +529,8 @@ def _rows_and_steps(targets):
     "Shape `(b, s)` of targets that are tokens, or distributions."
     return (targets.probs if isinstance(targets, TokenDist) else targets).shape[:2]
 
+def _device_of(targets): return (targets.probs if isinstance(targets, TokenDist) else targets).device
+
 # %% ../nbs/02_rollout.ipynb #d63acd88
 @dataclass
 class Guidance:
@@ -499,10 +542,11 @@ class Guidance:
     def __post_init__(self):
         if self.kind not in ("clamp", "mix"):
             raise ValueError(f"`kind` must be 'clamp' or 'mix', got {self.kind!r}.")
-        alpha = torch.as_tensor(self.guidance_alpha)
-        if not bool(((alpha >= 0) & (alpha <= 1)).all()):
-            raise ValueError(f"`guidance_alpha` must be in [0, 1], got {self.guidance_alpha}.")
-        if alpha.dim() and alpha.shape[-1] != (steps := _rows_and_steps(self.targets)[1]):
+        alpha, many = self.guidance_alpha, isinstance(self.guidance_alpha, Tensor)
+        if not (bool(((alpha >= 0) & (alpha <= 1)).all()) if many else 0 <= alpha <= 1):
+            raise ValueError(f"`guidance_alpha` must be in [0, 1], got {alpha}.")
+        if many: self.guidance_alpha = alpha = alpha.to(_device_of(self.targets))  # once, not at every step
+        if many and alpha.dim() and alpha.shape[-1] != (steps := _rows_and_steps(self.targets)[1]):
             raise ValueError(f"`guidance_alpha` must have one share per target, {steps}, "
                              f"got {alpha.shape[-1]}.")
 
@@ -518,8 +562,8 @@ def at(
 ) -> dict:  # The fields of StepContext that guide the step; empty past the last target
     "Target, share and kind of one step."
     if step >= _rows_and_steps(self.targets)[1]: return {}
-    alpha = torch.as_tensor(self.guidance_alpha)
-    if alpha.dim(): alpha = alpha[..., step]
+    alpha = self.guidance_alpha
+    if isinstance(alpha, Tensor) and alpha.dim(): alpha = alpha[..., step]
     return dict(target=self.targets[:, step], guidance_alpha=alpha, guidance=self.kind)
 
 # %% ../nbs/02_rollout.ipynb #e5957015
@@ -527,7 +571,7 @@ def _guide(soft, ctx):
     "Give the true token its share of what is fed; rows without a target are left alone."
     if isinstance(ctx.target, TokenDist): return _guide_by_dist(soft, ctx)
     known, target = ctx.target >= 0, ctx.target.clamp_min(0)
-    alpha = torch.as_tensor(ctx.guidance_alpha, dtype=soft.dist.probs.dtype, device=known.device) * known
+    alpha = known.to(soft.dist.probs) * ctx.guidance_alpha  # (b,); a number never becomes a tensor by itself
     dist = getattr(soft.dist, f"{ctx.guidance}_token")(target, alpha)
     if soft.embeds is None: return replace(soft, dist=dist)
     own = soft.dist.prob_of(target)
@@ -569,6 +613,7 @@ def soft_rollout(
     trace_k: int = 16,  # How many entries of each belief to keep; 0 for none
     keep: tuple = (),  # Of "scores", "logits", "hidden_states", "attentions", "draw", "log_prob", "embeds"
     on_token: Callable | None = None,  # Called with every read-out `(b,)`
+    compile_config=None,  # A `CompileConfig`, for a state on a static cache; None: as the state says
     progress: bool = False,  # Show a progress bar
 ) -> tuple[State, list[StepInfo]]:
     "Drive the step in time, until all rows are done."
@@ -576,29 +621,84 @@ def soft_rollout(
                   read_sampling=read_sampling, processors=processors, pad_token_id=pad_token_id,
                   do_sample=do_sample, snap=snap, embedding=model.get_input_embeddings())
     _check_rollout(model, state, steps, plugs, guidance, stopping, grad)
-    infos, state, (mode, idle, _) = [], _ask_hidden(state, plugs), _mode(state)
+    run = _Asked(generator, guidance, replay, noise, trace_k, keep, grad, ends=stopping is not None)
+    if compile_config is not None:
+        config = GenerationConfig(compile_config=compile_config)
+        state = replace(state, compiled=compiled_as(model, state, config))
+    state = _settled(model, _ask_hidden(state, plugs), plugs, run, select)
+    infos, (mode, idle, _) = [], _mode(state)
+    finishes = stopping is not None or think is not None  # else rows and phases stay as they are
+    watched = any(x is not None for x in (stopping, halt, think, select, on_token))
     with torch.enable_grad() if grad else torch.no_grad():
         for _ in _steps(steps, progress):
             if mode == "done": break
-            logits, state = forward(model, state)
+            soft, info, state = _step(model, state, plugs, run, mode, idle)
             if grad and not infos: _check_differentiable(model, cache_of(state.model_kwargs))
-            fields = _step_fields(state, mode, idle, generator, guidance, replay, noise)
-            soft, info = choose(logits, ctx := StepContext(**vars(plugs), **fields))
-            if "log_prob" in keep: info.log_prob = _log_prob(soft, info, ctx)
             input_ids = torch.cat([state.input_ids, info.token[:, None]], 1)
-            done = _finished(state, stopping, input_ids, info)
-            infos.append(slim_info(info, soft, logits, state.outputs, trace_k, keep))
-            if "embeds" in keep: infos[-1].fed = looked_up(model, soft).to_embeds(plugs.embedding)
-            phase = info.next_phase.masked_fill(info.next_phase == Phase.DONE, int(Phase.ANSWER))
-            state = replace(state, input_ids=input_ids, phase=phase, done=done, soft=soft, unseen=None,
-                            step=state.step + 1, think_state=info.think_state, outputs={},
-                            **_remembered(model, state, soft))
-            if select is not None: state = select(state, infos[-1])
-            mode, idle, bad = _mode(state, info.bad)
-            if bad: _raise_bad(info, state.step - 1)
+            infos.append(info)
+            state = replace(state, input_ids=input_ids, soft=soft, unseen=None, step=state.step + 1, outputs={},
+                            **_remembered(model, state, soft, finishes or idle),
+                            **(_ended(state, stopping, input_ids, info) if finishes else {}))
+            if select is not None: state = select(state, info)
+            if watched: mode, idle, bad = _mode(state, info.bad)
+            if watched and bad: _raise_bad([info], state.step - 1)
             if on_token is not None: on_token(info.token)
             if halt is not None and bool(halt(input_ids, None).all()): break
+    if not watched: _raise_bad(infos, state.step - len(infos))
     return state, infos
+
+# %% ../nbs/02_rollout.ipynb #02runopt
+@dataclass
+class _Asked:
+    "What `soft_rollout` was asked for, besides the plugs."
+    generator: torch.Generator | list | None
+    guidance: Guidance | None
+    replay: object
+    noise: Tensor | None
+    trace_k: int
+    keep: tuple
+    grad: bool
+    ends: bool  # Whether rules may finish a row
+    mixed: tuple = (None, None)  # After a compiled step: the pending soft token, and its vectors `(b, 1, d)`
+
+# %% ../nbs/02_rollout.ipynb #02stepfn
+def _step(model, state, plugs, run, mode, idle):
+    "Run the model and choose what to feed next: the soft token, what is kept of the step, and the state."
+    if state.soft is not None and state.compiled is not None and state.compiled.part == "step":
+        try: return _compiled_step(model, state, plugs, run, mode, idle)
+        except Exception as e: state = _compile_less(state, e, "forward")
+    logits, state = forward(model, state)
+    fields = _step_fields(state, mode, idle, run.generator, run.guidance, run.replay, run.noise)
+    soft, info = choose(logits, ctx := StepContext(**vars(plugs), **fields))
+    if "log_prob" in run.keep: info.log_prob = _log_prob(soft, info, ctx)
+    info = slim_info(info, soft, logits, state.outputs, run.trace_k, run.keep)
+    if "embeds" in run.keep: info.fed = looked_up(model, soft).to_embeds(plugs.embedding)
+    return soft, info, state
+
+# %% ../nbs/02_rollout.ipynb #02cmpwh0
+def _settled(model, state, plugs, run, select):
+    "The state, with the whole step compiled only where all of it can be one graph."
+    if state.compiled is None or state.compiled.part != "step": return state
+    given = dict(select=select, processors=plugs.processors, guidance=run.guidance, replay=run.replay,
+                 noise=run.noise, do_sample=plugs.do_sample or None)
+    given |= {name: True for name in ("hidden_states", "attentions", "draw", "log_prob") if name in run.keep}
+    outside = [f"`{name}` works outside of it" for name, value in given.items() if value is not None]
+    given = {name: getattr(plugs, name) for name in PLUGS}
+    outside += [f"`{name}` does not say that it compiles" for name, plug in given.items()
+                if plug is not None and not getattr(plug, "compiles", False)]
+    if _own_tables(model): outside.append(f"{type(model).__name__} does more with a token than look it up")
+    if not outside: return state
+    less = replace(state.compiled, part="forward", reason=f"The whole step is no graph: {outside[0]}.")
+    return replace(state, compiled=less)
+
+# %% ../nbs/02_rollout.ipynb #02cmpot0
+def _own_tables(model):
+    "Whether a family prepares more for a step than an embedding, or a wrapper does."
+    runner, _ = _bare(model)
+    update = getattr(runner._update_model_kwargs_for_generation, "__func__", None)
+    generic = update is GenerationMixin._update_model_kwargs_for_generation
+    per_layer = getattr(text_config(model), "hidden_size_per_layer_input", None)
+    return not generic or per_layer or placeholders(model) or prompt_learner(model) is not None
 
 # %% ../nbs/02_rollout.ipynb #2dfa3c5e
 def _finished(state, stopping, input_ids, info):
@@ -606,6 +706,12 @@ def _finished(state, stopping, input_ids, info):
     done = state.done | (info.next_phase == Phase.DONE)
     if stopping is None: return done
     return done | stopping(input_ids, info if getattr(stopping, "needs_info", False) else None)
+
+# %% ../nbs/02_rollout.ipynb #02ended0
+def _ended(state, stopping, input_ids, info):
+    "Who is done after this step, and what a think policy says of the next one."
+    phase = info.next_phase.masked_fill(info.next_phase == Phase.DONE, int(Phase.ANSWER))
+    return dict(done=_finished(state, stopping, input_ids, info), phase=phase, think_state=info.think_state)
 
 # %% ../nbs/02_rollout.ipynb #32d6a236
 def _step_fields(state, mode, idle, generator, guidance, replay, noise):
@@ -629,9 +735,10 @@ def _ask_hidden(state, plugs):
     return replace(state, model_kwargs=dict(state.model_kwargs, output_hidden_states=True))
 
 # %% ../nbs/02_rollout.ipynb #621628f0
-def _remembered(model, state, soft):
+def _remembered(model, state, soft, waits=True):
     "What a state keeps of a step besides what the next one needs."
-    waited = (1 if state.waited is None else state.waited + 1) * state.done  # 0 for rows that are not done
+    waited = state.waited
+    if waits: waited = (1 if waited is None else waited + 1) * state.done  # 0 for rows that are not done
     if state.fed is None: return dict(waited=waited)
     new = looked_up(model, soft).to_embeds(model.get_input_embeddings())[:, None]  # (b, d) -> (b, 1, d)
     return dict(waited=waited, fed=torch.cat([state.fed, new.to(state.fed.dtype)], 1))
@@ -678,9 +785,11 @@ def _steps(steps, progress):
     return progress_bar(range(steps), leave=False)
 
 # %% ../nbs/02_rollout.ipynb #c7d1b415
-def _raise_bad(info, step):
-    row = info.bad.nonzero()[0, 0].item()
-    raise ValueError(f"The logits of step {step}, row {row} are NaN, +inf or without a finite entry; "
+def _raise_bad(infos, start):
+    "Name the first step and row whose logits no distribution can be made of."
+    if not infos or not bool((bad := torch.stack([info.bad for info in infos])).any()): return
+    step, row = bad.nonzero()[0].tolist()
+    raise ValueError(f"The logits of step {start + step}, row {row} are NaN, +inf or without a finite entry; "
                      "`remove_invalid_values=True` repairs them.")
 
 # %% ../nbs/02_rollout.ipynb #be6d08f1
@@ -835,7 +944,7 @@ def _forward_everywhere(model, state):
     own = lambda x: _own_positions(x, state.model_kwargs.get("attention_mask"), state.input_ids.shape[1])
     hidden, logits = out.get("hidden_states"), own(out.logits)
     outputs = {} if hidden is None else dict(hidden_states=tuple(map(own, hidden)))
-    return logits[..., :_usable_vocabulary(model, state, logits.shape[-1])], replace(state, outputs=outputs)
+    return logits[..., :_usable_vocabulary(model, state)], replace(state, outputs=outputs)
 
 # %% ../nbs/02_rollout.ipynb #02ownpos
 def _own_positions(x, mask, t):
@@ -846,6 +955,88 @@ def _own_positions(x, mask, t):
     slot = torch.arange(t, device=x.device)
     slot = torch.where(slot < pads, slot, slot + n)  # (b, t)
     return x.gather(1, slot.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+# %% ../nbs/02_rollout.ipynb #02cmpcl0
+@dataclass
+class Compiled:
+    "What of a step runs compiled, and why not more."
+    config: object = None  # A `CompileConfig` of transformers; None: the model's own default
+    part: str = "forward"  # "step": the model, the choice and the mixture as one graph; "forward"; "nothing"
+    reason: str | None = None  # Why less is compiled than was asked for
+
+# %% ../nbs/02_rollout.ipynb #02cmpas0
+def compiled_as(
+    model,  # A causal language model
+    state: State,  # With the cache that its steps will fill
+    config: GenerationConfig,  # Its `compile_config` and `disable_compile` count
+) -> Compiled | None:
+    "What `generate` would compile with this config; the whole step where it has a `compile_config`."
+    runner, _ = _bare(model)
+    if not runner._valid_auto_compile_criteria(state.model_kwargs, config): return None
+    return Compiled(config.compile_config, "forward" if config.compile_config is None else "step")
+
+# %% ../nbs/02_rollout.ipynb #02cmpgr0
+def _graph(runner, inputs, plugs, fields, size, trace_k, keep):
+    "What is compiled as a whole: run the model on vectors, choose, and mix the vectors of the next step."
+    out = runner(**inputs, return_dict=True)
+    logits = _promoted(out.logits[:, -1, :size])
+    soft, info = choose(logits, StepContext(**vars(plugs), **fields))
+    info = slim_info(info, soft, logits, {}, trace_k, keep)
+    whole = torch.stack([info.token, info.phase, info.next_phase, *info.think_state.values()])
+    flags = torch.stack([info.bad, info.is_soft, *([info.complete] if trace_k else [])])
+    belief = (None, None) if info.belief is None or info.belief is soft.dist else tuple(info.belief)
+    embeds = soft.to_embeds(plugs.embedding)[:, None]  # (b, d) -> (b, 1, d)
+    return embeds, whole, flags, info.entropy, *soft.dist, *belief, info.scores, info.logits
+
+# %% ../nbs/02_rollout.ipynb #02cmpst0
+def _compiled_step(model, state, plugs, run, mode, idle):
+    "One step as one graph: what `_step` returns."
+    kwargs, (runner, prepare) = _hold_finished(model, state), _bare(model)
+    inputs = prepare(_ids(state), next_sequence_length=1, is_first_iteration=False, **kwargs)
+    embeds = run.mixed[1] if run.mixed[0] is state.soft else _fed(model, state)
+    inputs, hidden = _swap(model, inputs, state, embeds), state.think_state.get("hidden")
+    if plugs.think is not None: mode, idle = "hard" if mode == "hard" else "both", True  # two graphs at most
+    fields = dict(phase=state.phase, done=state.done if idle or run.ends else None, mode=mode,
+                  think_state={k: v for k, v in state.think_state.items() if k != "hidden"})  # it grows
+    call = _graph_of(runner, state.compiled.config)
+    out = call(runner, inputs, plugs, fields, _usable_vocabulary(model, state), run.trace_k, tuple(run.keep))
+    embeds, *out = [_own(x) for x in out]
+    soft, info = _unpacked(out, fields["think_state"], run.trace_k)
+    if hidden is not None: info.think_state = _still_hiding(plugs.think, hidden, info)
+    if "embeds" in run.keep: info.fed = embeds[:, 0]
+    run.mixed = soft, embeds
+    name = next(k for k, v in kwargs.items() if v is cache_of(kwargs))
+    kwargs = runner._update_model_kwargs_for_generation(ModelOutput({name: kwargs[name]}), kwargs)
+    return soft, info, replace(state, model_kwargs=kwargs)
+
+# %% ../nbs/02_rollout.ipynb #02cmpun0
+def _unpacked(out, think_state, trace_k):
+    "The soft token and the step that a graph has returned as plain tensors."
+    whole, flags, entropy, ids, probs, belief_ids, belief_probs, scores, logits = out
+    (token, phase, after, *counts), (bad, is_soft, *complete) = whole.unbind(), flags.unbind()
+    dist = TokenDist(ids, probs)
+    belief = None if not trace_k else dist if belief_probs is None else TokenDist(belief_ids, belief_probs)
+    think_state = dict(zip(think_state, counts))
+    info = StepInfo(phase, after, entropy, bad, is_soft, think_state, token, scores, logits, belief,
+                    complete[0] if trace_k else None)
+    return SoftToken(dist, token), info
+
+# %% ../nbs/02_rollout.ipynb #02cmphi0
+def _still_hiding(think, hidden, info):
+    "The think state with the column that this step adds to `hidden`, which grows, and so is in no graph."
+    after = torch.where(info.phase.eq(Phase.DONE), info.phase, info.next_phase)
+    return think.hide(dict(hidden=hidden), dict(info.think_state, hidden=hidden), info.phase, after)
+
+# %% ../nbs/02_rollout.ipynb #02cmpgo0
+_graphs = WeakKeyDictionary()  # model -> the config of its graph, and the graph
+
+def _graph_of(runner, config):
+    "`_graph` compiled with `config`: once per model, or graphs of one would count against another's limit."
+    if runner not in _graphs or _graphs[runner][0] != config:
+        code = _graph.__code__.replace(co_name=f"_graph_{id(runner)}")
+        own = types.FunctionType(code, globals())
+        _graphs[runner] = config, torch.compile(own, **dict(config.to_dict(), fullgraph=True))
+    return _graphs[runner][1]
 
 # %% ../nbs/02_rollout.ipynb #02b4705f
 @patch

@@ -75,13 +75,28 @@ def _weigh(probs, rows):
     if rows.dim() > probs.dim(): return (probs.to(acc).unsqueeze(-1) * rows).sum(-2)
     with torch.autocast(probs.device.type, enabled=False): return probs.to(acc) @ rows.to(acc)
 
+# %% ../nbs/01_soft_embed.ipynb #01bagcan
+def _sums_in_place(dist, embedding):
+    "Whether rows can be summed where they lie: no gradient, a plain table, one dtype."
+    if torch.is_grad_enabled() or not is_plain_embedding(embedding): return False
+    return embedding.weight.dtype == dist.probs.dtype and dist.probs.device.type == "cpu"
+
+# %% ../nbs/01_soft_embed.ipynb #01bagbag
+def _bag(dist, embedding):
+    "The weighted sum of the rows `ids` of a table."
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+    ids, probs, bag = flat(dist.ids), flat(dist.probs), nn.functional.embedding_bag
+    try: total = bag(ids, embedding.weight, mode="sum", per_sample_weights=probs)
+    except RuntimeError: return _weigh(dist.probs, _rows(embedding, dist.ids))  # names the id that is not there
+    return total.view(*dist.probs.shape[:-1], -1)
+
 # %% ../nbs/01_soft_embed.ipynb #8ff2c4f4
 def _mix(dist, embedding, chunk):
     "The mixture before its cast, `(..., d)` in float32 or wider, and the dtype of the embedding."
+    if dist.ids is not None and _sums_in_place(dist, embedding):
+        return _bag(dist, embedding), dist.probs.dtype
     if dist.ids is not None and dist.ids.numel() <= chunk:
         rows = _rows(embedding, dist.ids)
-        if rows.dtype == dist.probs.dtype and not torch.is_grad_enabled() and is_plain_embedding(embedding):
-            return rows.mul_(dist.probs.unsqueeze(-1)).sum(-2), rows.dtype  # a copy of the table's
         return _weigh(dist.probs, rows), rows.dtype
     spans = _spans(dist, embedding, chunk)
     if dist.ids is None and is_plain_embedding(embedding) and embedding.weight.dtype == dist.probs.dtype:
@@ -155,6 +170,8 @@ def plain_mixer(
     "Feed `dist` itself; read out its argmax, or a draw with `do_sample`."
     sampled = ctx is not None and ctx.do_sample
     return SoftToken(dist, dist.sample(ctx.generator) if sampled else dist.argmax())
+
+plain_mixer.compiles = True  # together with the model, as one graph
 
 # %% ../nbs/01_soft_embed.ipynb #1bc00ee9
 def off_manifold(

@@ -35,6 +35,7 @@ class Think:
     patience: int = 256  # ... for so many steps in a row  # zhang2025softthinking
     then: str = "answer"  # After the span: "answer", or "stop": the row ends with its end marker
     blend: float | None = None  # Share of the start marker in the first soft token, in [0, 1]; None is off
+    compiles = True  # Together with the model, as one graph
 
     def __post_init__(self):
         if self.then not in ("answer", "stop"):
@@ -121,12 +122,12 @@ def __call__(
     close: Tensor | None = None,  # Rows whose span another policy wants closed now, bool `(b,)`; None: none
 ) -> tuple:  # State, phase of the next step, id to feed as a token now (-1: none), and what is blended in
     "Close the span at its end marker, its budget or the cold stop; open it at its start marker."
-    thinking, finder = phase == Phase.THINK, self.found_by
+    thinking, finder = phase.eq(Phase.THINK), self.found_by
     forced, last = self._inject(phase, think_state)
     token = torch.where(forced >= 0, forced, token)
     match = finder(think_state["match"], token)
-    closes = (thinking | (phase == Phase.WAIT)) & (match == finder.closed)
-    opens = (phase == Phase.WAIT) & (match >= finder.opened) & ~closes
+    closes = (thinking | phase.eq(Phase.WAIT)) & (match == finder.closed)
+    opens = phase.eq(Phase.WAIT) & (match >= finder.opened) & ~closes
     count = think_state["count"] + (thinking & ~closes)
     cut, calm = self._cut(thinking, count, think_state["calm"], entropy)
     cut = thinking & (cut if close is None else cut | close) & ~closes
@@ -134,7 +135,7 @@ def __call__(
     after = torch.where(closes | last, self._after(), after)
     begins, said = cut | opens, (match - finder.opened).clamp_min(0)
     new = dict(count=count, calm=calm, match=match, tail=torch.where(begins, said, think_state["tail"]),
-               position=torch.where(begins, 0, think_state["position"] + (phase == Phase.END)))
+               position=torch.where(begins, 0, think_state["position"] + phase.eq(Phase.END)))
     out = hide(think_state, think_state | new, phase, after), after, torch.where(closes, token, forced)
     return out if self.blend is None else (*out, self._blend(thinking & ~closes & (count == 1)))
 
@@ -142,9 +143,10 @@ def __call__(
 @patch
 def _inject(self: Think, phase, think_state):
     "The next token of the end marker in rows in `Phase.END` (else -1), and the rows where it is the last."
-    if self.end is None: return torch.full_like(phase, -1), phase == Phase.END
+    if self.end is None: return torch.full_like(phase, -1), phase.eq(Phase.END)
     ids, last = self.found_by.tail(think_state["tail"], think_state["position"])
-    return torch.where(phase == Phase.END, ids, -1), (phase == Phase.END) & last
+    injecting = phase.eq(Phase.END)
+    return torch.where(injecting, ids, -1), injecting & last
 
 # %% ../nbs/02a_think.ipynb #727b00f8
 @patch
@@ -167,6 +169,8 @@ def hide(
     if "hidden" not in old: return new
     inside = lambda phase: (phase == Phase.THINK) | (phase == Phase.END)
     return dict(new, hidden=torch.cat([old["hidden"], (inside(phase) | inside(after))[:, None]], 1))
+
+Think.hide = staticmethod(hide)  # for a step that is compiled without what grows
 
 # %% ../nbs/02a_think.ipynb #d46a7888
 _texts = WeakKeyDictionary()  # tokenizer -> its size, and the bytes of each id: up to a second's work
