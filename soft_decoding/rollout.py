@@ -976,17 +976,17 @@ def compiled_as(
     return Compiled(config.compile_config, "forward" if config.compile_config is None else "step")
 
 # %% ../nbs/02_rollout.ipynb #02cmpgr0
-def _graph(runner, inputs, plugs, fields, size, trace_k, keep):
+def _graph(runner, inputs, fields, size, trace_k, keep):
     "What is compiled as a whole: run the model on vectors, choose, and mix the vectors of the next step."
     out = runner(**inputs, return_dict=True)
     logits = _promoted(out.logits[:, -1, :size])
-    soft, info = choose(logits, StepContext(**vars(plugs), **fields))
+    soft, info = choose(logits, StepContext(**fields))
     info = slim_info(info, soft, logits, {}, trace_k, keep)
     whole = torch.stack([info.token, info.phase, info.next_phase, *info.think_state.values()])
     flags = torch.stack([info.bad, info.is_soft, *([info.complete] if trace_k else [])])
-    belief = (None, None) if info.belief is None or info.belief is soft.dist else tuple(info.belief)
-    embeds = soft.to_embeds(plugs.embedding)[:, None]  # (b, d) -> (b, 1, d)
-    return embeds, whole, flags, info.entropy, *soft.dist, *belief, info.scores, info.logits
+    belief = (None, None) if info.belief is None or info.belief is soft.dist else (info.belief.ids, info.belief.probs)
+    embeds = soft.to_embeds(fields["embedding"])[:, None]  # (b, d) -> (b, 1, d)
+    return embeds, whole, flags, info.entropy, soft.dist.ids, soft.dist.probs, *belief, info.scores, info.logits
 
 # %% ../nbs/02_rollout.ipynb #02cmpst0
 def _compiled_step(model, state, plugs, run, mode, idle):
@@ -999,7 +999,7 @@ def _compiled_step(model, state, plugs, run, mode, idle):
     fields = dict(phase=state.phase, done=state.done if idle or run.ends else None, mode=mode,
                   think_state={k: v for k, v in state.think_state.items() if k != "hidden"})  # it grows
     call = _graph_of(runner, state.compiled.config)
-    out = call(runner, inputs, plugs, fields, _usable_vocabulary(model, state), run.trace_k, tuple(run.keep))
+    out = call(runner, inputs, vars(plugs) | fields, _usable_vocabulary(model, state), run.trace_k, tuple(run.keep))
     embeds, *out = [_own(x) for x in out]
     soft, info = _unpacked(out, fields["think_state"], run.trace_k)
     if hidden is not None: info.think_state = _still_hiding(plugs.think, hidden, info)
