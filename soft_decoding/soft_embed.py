@@ -18,17 +18,27 @@ from torch.utils.checkpoint import checkpoint
 
 from .dist import TokenDist
 
+# %% ../nbs/01_soft_embed.ipynb #01untrnd
+def _untrained_row(embedding):
+    "The row of a table under training to which lookups give no gradient: the padding row. None: no such row."
+    return embedding.padding_idx if embedding.weight.requires_grad and torch.is_grad_enabled() else None
+
+# %% ../nbs/01_soft_embed.ipynb #01tablee0
+def _is_a_table(embedding):
+    "Whether `embedding(ids)` is exactly `embedding.weight[ids]`, but for the gradient of a padding row."
+    if type(embedding) is not nn.Embedding or embedding.max_norm is not None: return False
+    counts = embedding.scale_grad_by_freq or embedding.sparse
+    if counts and embedding.weight.requires_grad and torch.is_grad_enabled(): return False
+    hooked = (embedding._forward_hooks or embedding._forward_pre_hooks or embedding._backward_hooks
+              or embedding._backward_pre_hooks or "forward" in vars(embedding))
+    return not hooked and type(embedding.weight) in (nn.Parameter, Tensor)
+
 # %% ../nbs/01_soft_embed.ipynb #1be06078
 def is_plain_embedding(
     embedding: nn.Module,  # `model.get_input_embeddings()`
 ) -> bool:
     "Whether `embedding(ids)` is exactly `embedding.weight[ids]`, its gradient included."
-    if type(embedding) is not nn.Embedding or embedding.max_norm is not None: return False
-    own_gradient = embedding.padding_idx is not None or embedding.scale_grad_by_freq or embedding.sparse
-    if own_gradient and embedding.weight.requires_grad and torch.is_grad_enabled(): return False
-    hooked = (embedding._forward_hooks or embedding._forward_pre_hooks or embedding._backward_hooks
-              or embedding._backward_pre_hooks or "forward" in vars(embedding))
-    return not hooked and type(embedding.weight) in (nn.Parameter, Tensor)
+    return _is_a_table(embedding) and _untrained_row(embedding) is None
 
 # %% ../nbs/01_soft_embed.ipynb #e17afaaf
 def table_size(
@@ -48,11 +58,31 @@ def _rows(embedding, ids):
                          f"got {ids.min()} to {ids.max()}.") from e
     return rows.reshape(*ids.shape, rows.shape[-1])
 
+# %% ../nbs/01_soft_embed.ipynb #01butrow0
+class _ButRow(torch.autograd.Function):
+    "The rows `(k, d)` as they are; row `skip` gets no gradient."
+
+    @staticmethod
+    def forward(ctx, rows, skip):
+        ctx.skip = skip
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.index_fill(0, torch.tensor(ctx.skip, device=grad.device), 0.), None
+
+# %% ../nbs/01_soft_embed.ipynb #01tblrow0
+def _table_rows(embedding, start, stop):
+    "Rows `start` to `stop` of a table, with the gradient that lookups give it."
+    skip, rows = _untrained_row(embedding), embedding.weight
+    if (start, stop) != (0, len(rows)): rows = rows[start:stop]
+    return rows if skip is None or not start <= skip < stop else _ButRow.apply(rows, skip - start)
+
 # %% ../nbs/01_soft_embed.ipynb #3b9896de
 def _rows_between(dist, embedding, start, stop):
     "Embeddings of the entries `start` to `stop`: `(..., k, d)`, or `(k, d)` of the whole vocabulary."
     if dist.ids is not None: return _rows(embedding, dist.ids[..., start:stop])
-    if is_plain_embedding(embedding): return embedding.weight[start:stop]
+    if _is_a_table(embedding): return _table_rows(embedding, start, stop)
     return _rows(embedding, torch.arange(start, stop, device=dist.probs.device))
 
 # %% ../nbs/01_soft_embed.ipynb #dffc3ac4
@@ -84,8 +114,9 @@ def _mix(dist, embedding, chunk):
             return rows.mul_(dist.probs.unsqueeze(-1)).sum(-2), rows.dtype  # a copy of the table's
         return _weigh(dist.probs, rows), rows.dtype
     spans = _spans(dist, embedding, chunk)
-    if dist.ids is None and is_plain_embedding(embedding) and embedding.weight.dtype == dist.probs.dtype:
-        return _weigh(dist.probs, embedding.weight[:dist.probs.shape[-1]]), embedding.weight.dtype
+    if dist.ids is None and _is_a_table(embedding) and embedding.weight.dtype == dist.probs.dtype:
+        rows = _table_rows(embedding, 0, dist.probs.shape[-1])
+        return _weigh(dist.probs, rows), rows.dtype
     def part(probs, start, stop):
         rows = _rows_between(dist, embedding, start, stop)
         return _weigh(probs[..., start:stop], rows), rows.dtype
