@@ -788,6 +788,7 @@ def soft_passes(
     tolerance: float | None = None,  # Stop when no fed vector changed by more, relative to their mean norm
     agree: Callable | None = None,  # Number -> its maximum over processes, which must run equally many passes
     grad: bool = False,  # Keep the graph
+    feed: Callable | None = None,  # `(logits, ctx, state) -> (soft, info)`, for `choose` where it knows how
 ) -> tuple[State, PassInfo]:
     "Drive the step over all positions at once."
     _check_guidable(mixer, guidance)
@@ -800,8 +801,12 @@ def soft_passes(
         for _ in range(passes):
             logits, state = forward(model, state)
             hidden = state.outputs["hidden_states"][-1][:, :-1] if "hidden_states" in state.outputs else None
-            soft, info = choose(logits[:, :-1], StepContext(phase, step=state.step, hidden=hidden, **same))
-            fed, was = shift_right(soft, state, embedding), state.soft.to_embeds(embedding)
+            ctx = StepContext(phase, step=state.step, hidden=hidden, **same)
+            fed, info = (None, None) if feed is None else feed(logits, ctx, state)
+            if fed is None:
+                soft, info = choose(logits[:, :-1], ctx)
+                fed = shift_right(soft, state, embedding)
+            was = state.soft.to_embeds(embedding)
             change = (fed.embeds - was).norm(dim=-1) / was.norm(dim=-1).mean()  # a vector of its own may be 0
             residuals.append(change.max().item() if agree is None else agree(change.max().item()))
             state = replace(state, soft=fed, step=state.step + 1)

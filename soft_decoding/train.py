@@ -4,24 +4,26 @@
 
 # %% auto #0
 __all__ = ['IN_A_BATCH', 'ONE_BY_ONE', 'PASSES', 'ENGINES', 'UNTRAINED', 'SHAPES', 'KL_POSITIONS', 'Batch', 'made_batch',
-           'training_loss', 'sequential_engine', 'evaluating', 'parallel_engine', 'teacher_engine',
-           'soft_sampling_train_step', 'check_adapter', 'reference_kl', 'GuidanceSchedule', 'bernoulli_guidance',
-           'evaluate_batch', 'summarize']
+           'training_loss', 'sequential_engine', 'FeedRows', 'fused_feed', 'StepLoss', 'FusedFeed', 'evaluating',
+           'parallel_engine', 'teacher_engine', 'soft_sampling_train_step', 'check_adapter', 'reference_kl',
+           'GuidanceSchedule', 'bernoulli_guidance', 'evaluate_batch', 'summarize']
 
 # %% ../nbs/03_train.ipynb #79bf184d
 import hashlib, math
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.loss.loss_utils import ForCausalLMLoss
 
-from .dist import TokenDist
-from .soft_embed import SoftToken, plain_mixer
+from .dist import Sampling, TokenDist, logits_entropy
+from .soft_embed import SoftToken, is_table, plain_mixer, untrained_row
 from .rollout import (
-    Guidance, State, forward, prompt_learner, shift_right, soft_passes, soft_rollout, text_room)
+    Guidance, Phase, State, StepInfo, forward, placeholders, prompt_learner, shift_right, soft_passes,
+    soft_rollout, text_config, text_room)
 
 # %% ../nbs/03_train.ipynb #9baeb9ee
 @dataclass
@@ -247,6 +249,211 @@ def _fed_sums(model, batch, vectors, entropy, first=1):
     norms, true = (x.detach().float().norm(dim=-1)[soft].sum() for x in (vectors, told))
     return dict(soft=soft.sum(), entropy=entropy[soft[:, first:]].sum(), norms=norms, true_norms=true)
 
+# %% ../nbs/03_train.ipynb #03feedrw
+@dataclass
+class FeedRows:
+    "What a fused feed knows of each position besides its logits; `n` is rows times positions."
+    table: Tensor  # The embedding's weight `(v, d)`
+    input_ids: Tensor  # `(b, t)`; the first position is fed as it is
+    target: Tensor  # True next token, `(n, 1)`; anything where the share is 0
+    share: Tensor  # Of the truth in what is fed, in [0, 1], `(n, 1)`
+    clamp: bool  # The kind of guidance: "clamp", or else "mix"
+    temperature: float | None = None  # Divides the logits of what is fed; None: 1
+    label: Tensor | None = None  # Token that the loss asks for, `(n, 1)`; None: no loss
+    weight: Tensor | None = None  # Of each position in the loss, `(n, 1)`
+    beta: float = 0.  # Weight of the entropy of the predictions in the loss
+    skip: int | None = None  # Row of the table that gets no gradient, as in lookups of a padding index
+
+# %% ../nbs/03_train.ipynb #03parts0
+def _parts(logits):
+    "Slices of positions whose logits a processor's cache about holds, but enough for a matrix product."
+    n, v = logits.shape
+    step = max(32, 2 ** 20 // v)
+    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
+
+# %% ../nbs/03_train.ipynb #03expone
+def _exponentials(x, temperature=None):
+    "`exp((x - max) / temperature)`, and its sum over the vocabulary: their quotient is the softmax."
+    y = x - x.amax(-1, keepdim=True)
+    e = (y if temperature is None else y.div_(temperature)).exp_()
+    return e, e.sum(-1, keepdim=True)
+
+# %% ../nbs/03_train.ipynb #03ownprt
+def _own_part(e, total, rows, at):
+    "The model's own part of what is fed, written over `e`; its mass, and what the truth adds, `(n, 1)`."
+    target, share = rows.target[at], rows.share[at]
+    own = e.gather(-1, target) / total
+    low = own < share if rows.clamp else torch.zeros_like(share, dtype=torch.bool)
+    scale = torch.where(low, (1 - share) / torch.where(low, 1 - own, 1.), 1.) if rows.clamp else 1 - share
+    mass, added = (torch.where(low, x, y) if rows.clamp else x for x, y in ((1 - share, 1.), (share, 0.)))
+    part = e.mul_(scale / total).scatter_(-1, target, torch.where(low, 0., scale * own))
+    return part, mass, added
+
+# %% ../nbs/03_train.ipynb #03mixtur
+def _mixture(x, rows, at):
+    "What is fed at these positions, over the vocabulary."
+    part, _, added = _own_part(*_exponentials(x, rows.temperature), rows, at)
+    return part.scatter_add_(-1, rows.target[at], added)
+
+# %% ../nbs/03_train.ipynb #03partls
+def _part_loss(x, rows, at):
+    "Sum over these positions of the weighted cross-entropy and entropy."
+    log_probs = x.log_softmax(-1)
+    loss = -log_probs.gather(-1, rows.label[at])
+    least = torch.finfo(x.dtype).min
+    if rows.beta: loss = loss - rows.beta * (log_probs.exp() * log_probs.clamp_min(least)).sum(-1, True)
+    return (rows.weight[at] * loss).sum()
+
+# %% ../nbs/03_train.ipynb #03losssl
+def _loss_slope(x, rows, at, scale):
+    "Gradient of `scale` times the loss in these logits."
+    probs, weight = x.softmax(-1), scale * rows.weight[at]
+    if not rows.beta: slope = probs
+    else:
+        log_probs = x.log_softmax(-1).clamp_min_(torch.finfo(x.dtype).min)
+        mean = (probs * log_probs).sum(-1, keepdim=True)
+        slope = probs * (1 - rows.beta * (log_probs - mean))
+    return slope.mul_(weight).scatter_add_(-1, rows.label[at], -weight)
+
+# %% ../nbs/03_train.ipynb #03fedslp
+def _fed_slope(x, rows, at, back):
+    "Gradient in these logits, `back` `(n, d)` being the one in the fed vectors."
+    part, mass, _ = _own_part(*_exponentials(x, rows.temperature), rows, at)
+    slope = back @ rows.table[:x.shape[-1]].mT
+    mean = torch.bmm(part.unsqueeze(1), slope.unsqueeze(-1)).squeeze(-1) / torch.where(mass > 0, mass, 1.)
+    slope = slope.sub_(mean).mul_(part)
+    return slope if rows.temperature is None else slope.div_(rows.temperature)
+
+# %% ../nbs/03_train.ipynb #03feedfn
+class _Feed(torch.autograd.Function):
+    "Logits `(n, v)` to fed vectors `(b, t, d)` and the loss; of the forward pass only the logits are kept."
+
+    @staticmethod
+    def forward(ctx, logits, rows):
+        ctx.save_for_backward(logits)
+        ctx.rows = rows
+        ctx.set_materialize_grads(False)
+        fed = rows.table.new_empty(len(logits), rows.table.shape[1])
+        loss = fed.new_zeros(())
+        for at in _parts(logits):
+            x = logits[at].to(fed.dtype)
+            torch.mm(_mixture(x, rows, at), rows.table[:x.shape[-1]], out=fed[at])
+            if rows.label is not None: loss += _part_loss(x, rows, at)
+        fed = fed.view(*rows.input_ids.shape, -1)
+        return torch.cat([rows.table[rows.input_ids[:, :1]], fed[:, :-1]], 1), loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_fed, of_loss):
+        (logits,), rows = ctx.saved_tensors, ctx.rows
+        if of_fed is not None: of_fed = nn.functional.pad(of_fed[:, 1:], (0, 0, 0, 1)).flatten(0, 1)
+        out = torch.empty_like(logits)
+        for at in _parts(logits):
+            x, slope = logits[at].to(rows.share.dtype), 0.
+            if of_fed is not None: slope = _fed_slope(x, rows, at, of_fed[at])
+            if of_loss is not None and rows.label is not None: slope += _loss_slope(x, rows, at, of_loss)
+            out[at] = slope
+        return out, None
+
+# %% ../nbs/03_train.ipynb #03oftabl
+class _OfTable(torch.autograd.Function):
+    "Zeros `(b, t, d)` that carry the gradient of the table: apart, since hops do not ask for it."
+
+    @staticmethod
+    def forward(ctx, table, logits, rows):
+        ctx.save_for_backward(logits)
+        ctx.rows = rows
+        return table.new_zeros(*rows.input_ids.shape, table.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_fed):
+        (logits,), rows = ctx.saved_tensors, ctx.rows
+        out, back = torch.zeros_like(rows.table), nn.functional.pad(of_fed[:, 1:], (0, 0, 0, 1)).flatten(0, 1)
+        for at in _parts(logits):
+            out[:logits.shape[-1]].addmm_(_mixture(logits[at].to(out.dtype), rows, at).mT, back[at])
+        out.index_add_(0, rows.input_ids[:, 0], of_fed[:, 0])
+        if rows.skip is not None: out[rows.skip] = 0.
+        return out, None, None
+
+# %% ../nbs/03_train.ipynb #03fusedf
+def fused_feed(
+    logits: Tensor,  # `(b, t, v)`
+    rows: FeedRows,  # What else is known of each position
+) -> tuple[Tensor, Tensor]:  # Vectors to feed `(b, t, d)`, and the loss
+    "What `choose`, its mixture and the loss make of logits, in parts that are made anew in the backward pass."
+    table, flat = rows.table, logits.flatten(0, 1)
+    rows = replace(rows, table=table.detach())
+    with torch.autocast(logits.device.type, enabled=False):
+        fed, loss = _Feed.apply(flat, rows)
+        if table.requires_grad and torch.is_grad_enabled():
+            fed = fed + _OfTable.apply(table, flat.detach(), rows)
+    return fed, loss
+
+# %% ../nbs/03_train.ipynb #03steplo
+@dataclass
+class StepLoss:
+    "`training_loss` of one batch, as the engines call it."
+    model: nn.Module  # Whose loss function is used
+    batch: Batch  # Labels, or distributions
+    beta: float = 0.  # Weight of the entropy of the predictions
+
+    def __call__(self, logits): return training_loss(self.model, logits, self.batch, self.beta)
+
+    def plain(self, logits) -> bool:
+        "Whether it is the cross-entropy that transformers gives a causal language model."
+        if self.batch.target_dists is not None: return False
+        return logits.dtype == torch.float64 or getattr(self.model, "loss_function", None) is ForCausalLMLoss
+
+# %% ../nbs/03_train.ipynb #03fusedc
+@dataclass
+class FusedFeed:
+    "What `soft_passes` may call instead of `choose`: the same vectors, and the loss, or None where it must not."
+    model: nn.Module  # A causal language model
+    loss: StepLoss | None = None  # To be taken along; None: none
+    value: Tensor | None = None  # The loss of the last call; None: not taken
+
+    def __call__(self, logits, ctx, state):
+        "Soft tokens of all positions, as vectors, and their `StepInfo`; or `(None, None)`."
+        self.value = None
+        if not _fusable(self.model, logits, ctx): return None, None
+        taken = self.loss is not None and self.loss.plain(logits)
+        fed, value = fused_feed(logits, _feed_rows(logits, ctx, state, self.loss if taken else None))
+        if taken: self.value = value
+        entropy = logits_entropy(logits[:, :-1].detach(), ctx.sampling.temperature)
+        info = StepInfo(ctx.phase, ctx.phase, entropy, entropy.isnan(), ctx.phase == Phase.THINK, {})
+        return replace(state.soft, embeds=fed), info
+
+# %% ../nbs/03_train.ipynb #03fusabl
+def _fusable(model, logits, ctx):
+    "Whether the closed form holds: everything else goes through `choose`."
+    s, table = ctx.sampling, ctx.embedding
+    asked = (ctx.processors, ctx.think, ctx.snap, ctx.replay, ctx.read_sampling, ctx.done)
+    if any(x is not None for x in asked) or ctx.do_sample or ctx.mode != "soft": return False
+    if ctx.mixer is not plain_mixer or isinstance(ctx.target, TokenDist) or type(s) is not Sampling: return False
+    filters = s.top_k, s.min_p, s.mass, None if s.top_p == 1 else s.top_p
+    cold = s.temperature is not None and s.temperature < torch.finfo(torch.float32).tiny  # the argmax
+    if cold or any(x is not None for x in filters) or not is_table(table): return False
+    if placeholders(model) or getattr(text_config(model), "hidden_size_per_layer_input", None): return False
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return table.weight.dtype == dtype and logits.shape[-1] <= len(table.weight)
+
+# %% ../nbs/03_train.ipynb #03feedrs
+def _feed_rows(logits, ctx, state, loss):
+    "What a fused feed has to know, from a step's context; nothing follows the last position."
+    ids, table, (b, t, _) = state.input_ids, ctx.embedding, logits.shape
+    each = lambda x, last: nn.functional.pad(x, (0, 1), value=last).reshape(-1, 1)  # (b, t - 1) -> (n, 1)
+    target = torch.full_like(ids[:, 1:], -1) if ctx.target is None else ctx.target
+    alpha = torch.as_tensor(0. if ctx.target is None else ctx.guidance_alpha)
+    share = alpha.to(table.weight) * (target >= 0)  # rows without a target are left alone
+    rows = FeedRows(table.weight, ids, each(target.clamp_min(0), 0), each(share, 0.), ctx.guidance == "clamp",
+                    ctx.sampling.temperature, skip=untrained_row(table))
+    if loss is None: return rows
+    labels, count = loss.batch.labels[:, 1:], loss.batch.num_items_in_batch
+    asked = labels != -100
+    weight = asked.to(share.dtype) / (asked.sum() if count is None else count)
+    return replace(rows, label=each(labels.clamp_min(0), 0), weight=each(weight, 0.), beta=loss.beta)
+
 # %% ../nbs/03_train.ipynb #a11ede4d
 def _hop(loss, fed, inputs, hops, tolerance, log, agree=None):
     "The vector that multiplies dF/dtheta: `hops` terms, or as many as change it by more than `tolerance`."
@@ -310,7 +517,7 @@ def _values(model, batch, guidance, plugs, passes, tolerance, log, agree=None):
     if limit == 0: return state.soft.to_embeds(model.get_input_embeddings())
     hopeless = lambda: bool(tolerance) and _hopeless(residuals, tolerance, limit)
     while len(residuals) < limit and not settled and not hopeless():
-        state, info = soft_passes(model, state, 1, guidance=guidance, agree=agree, **plugs)
+        state, info = soft_passes(model, state, 1, guidance=guidance, agree=agree, feed=FusedFeed(model), **plugs)
         residuals += info.residuals
         settled = _settled(residuals, tolerance)
     settled = settled or tolerance is None or len(residuals) == exact
@@ -325,8 +532,9 @@ def parallel_engine(
     state = State.everywhere(model, batch.input_ids, batch.attention_mask)
     state = replace(state, soft=replace(state.soft, embeds=inputs.detach().requires_grad_()))
     inputs = state.soft.embeds
-    state, info = soft_passes(model, state, 1, guidance=guidance, grad=True, **plugs)
-    value, fed = loss(info.logits), state.soft.embeds
+    feed = FusedFeed(model, loss if isinstance(loss, StepLoss) else None)
+    state, info = soft_passes(model, state, 1, guidance=guidance, grad=True, feed=feed, **plugs)
+    value, fed = loss(info.logits) if feed.value is None else feed.value, state.soft.embeds
     first, last = _span(batch, agree)
     most = min(batch.input_ids.shape[1] - 1, last - first + 2)
     hops = most if hops is None else min(hops, most)
@@ -377,7 +585,7 @@ def soft_sampling_train_step(
         raise ValueError(f"The teacher engine needs `guidance_alpha` 1, got {guidance_alpha}.")
     options = dict(passes=passes, hops=hops, tolerance=tolerance, agree=agree)
     plugs = dict(sampling=sampling, mixer=mixer, noise=noise)
-    loss = partial(training_loss, model, batch=batch, beta=beta)
+    loss = StepLoss(model, batch, beta)
     run = ENGINES[engine] if free else teacher_engine
     value, logits = run(model, batch, guided, plugs, loss, log, **options)
     if kl_weight:
