@@ -33,7 +33,9 @@ def is_table(
     if type(embedding) is not nn.Embedding or embedding.max_norm is not None: return False
     counts = embedding.scale_grad_by_freq or embedding.sparse
     if counts and embedding.weight.requires_grad and torch.is_grad_enabled(): return False
-    hooked = (embedding._forward_hooks or embedding._forward_pre_hooks or embedding._backward_hooks
+    asks = "make_inputs_require_grads", "make_inputs_require_grad"  # for a gradient of inputs, and no more
+    changes = [f for f in embedding._forward_hooks.values() if getattr(f, "__name__", "") not in asks]
+    hooked = (changes or embedding._forward_pre_hooks or embedding._backward_hooks
               or embedding._backward_pre_hooks or "forward" in vars(embedding))
     return not hooked and type(embedding.weight) in (nn.Parameter, Tensor)
 
