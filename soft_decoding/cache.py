@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'cache_of', 'cache_name', 'replace_cache', 'cache_layers', 'past_length', 'room_left', 'layer_in_place',
-           'written_in_place', 'is_stateful', 'reorder_cache']
+           'written_in_place', 'is_stateful', 'can_cut_back', 'cut_back', 'reorder_cache']
 
 # %% ../nbs/01a_cache.ipynb #01acch04
 import inspect
@@ -97,6 +97,23 @@ def is_stateful(
     "Whether the past is not a plain list of positions: a recurrence, or no layers at all."
     layers = cache_layers(cache)
     return not layers or any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+
+# %% ../nbs/01a_cache.ipynb #01cutbk1
+def can_cut_back(
+    cache,  # Of a model, after a run; None: no cache
+) -> bool:
+    "Whether the latest positions can be taken back."
+    layers = cache_layers(cache)
+    return bool(layers) and all(type(layer) in (DynamicLayer, _placeholder) for layer in layers)
+
+# %% ../nbs/01a_cache.ipynb #01cutbk2
+def cut_back(
+    cache,  # Of a model, that `can_cut_back`
+    length: int,  # Positions to keep, from the first
+):  # The same cache
+    "Take back all but the first positions."
+    if (spare := past_length(cache) - length) > 0: cache.crop(-spare)
+    return cache
 
 # %% ../nbs/01a_cache.ipynb #0ebe59a6
 def reorder_cache(

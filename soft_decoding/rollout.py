@@ -554,6 +554,22 @@ class Guidance:
         "Targets, shares and kind of all steps at once."
         return dict(target=self.targets, guidance_alpha=self.guidance_alpha, guidance=self.kind)
 
+# %% ../nbs/02_rollout.ipynb #02window0
+@patch
+def window(
+    self: State,  # All positions, of `State.everywhere`
+    model,  # The model that the state belongs to
+    start: int,  # First position of the window
+    stop: int,  # Behind its last
+    cache=None,  # Of the positions before the window; None where there are none
+) -> State:
+    "The positions `start` to `stop` alone, to be run behind a cache of those before."
+    cut = lambda x: x[:, start:stop]
+    kwargs = {k: v[..., :stop] if isinstance(v, Tensor) else v for k, v in self.model_kwargs.items()}
+    kwargs["use_cache"] = True
+    if cache is not None: kwargs[cache_name(_bare(model)[0])] = cache
+    return replace(self, input_ids=cut(self.input_ids), soft=self.soft.map(cut), model_kwargs=kwargs)
+
 # %% ../nbs/02_rollout.ipynb #02guidat
 @patch
 def at(
@@ -897,6 +913,7 @@ def soft_passes(
     tolerance: float | None = None,  # Stop when no fed vector changed by more, relative to their mean norm
     agree: Callable | None = None,  # Number -> its maximum over processes, which must run equally many passes
     grad: bool = False,  # Keep the graph
+    feed: Callable | None = None,  # `(logits, ctx, state) -> (soft, info)`, for `choose` where it knows how
 ) -> tuple[State, PassInfo]:
     "Drive the step over all positions at once."
     _check_guidable(mixer, guidance)
@@ -909,8 +926,12 @@ def soft_passes(
         for _ in range(passes):
             logits, state = forward(model, state)
             hidden = state.outputs["hidden_states"][-1][:, :-1] if "hidden_states" in state.outputs else None
-            soft, info = choose(logits[:, :-1], StepContext(phase, step=state.step, hidden=hidden, **same))
-            fed, was = shift_right(soft, state, embedding), state.soft.to_embeds(embedding)
+            ctx = StepContext(phase, step=state.step, hidden=hidden, **same)
+            fed, info = (None, None) if feed is None else feed(logits, ctx, state)
+            if fed is None:
+                soft, info = choose(logits[:, :-1], ctx)
+                fed = shift_right(soft, state, embedding)
+            was = state.soft.to_embeds(embedding)
             change = (fed.embeds - was).norm(dim=-1) / was.norm(dim=-1).mean()  # a vector of its own may be 0
             residuals.append(change.max().item() if agree is None else agree(change.max().item()))
             state = replace(state, soft=fed, step=state.step + 1)
@@ -931,19 +952,22 @@ def shift_right(soft, state, embedding):
 
 # %% ../nbs/02_rollout.ipynb #937a3ca8
 def _forward_everywhere(model, state):
-    "All positions in one run, without a cache: logits `(b, t, v)`, in the model's own precision."
+    "All positions in one run, or a window behind a cache: logits `(b, t, v)`, in the model's own precision."
     (runner, prepare), ids, embeds = _bare(model), state.input_ids, _fed(model, state)
-    kwargs = dict(state.model_kwargs, inputs_embeds=embeds, use_cache=True)
-    kwargs, length = put_virtual_tokens(model, ids, kwargs)
+    kwargs, windowed = dict(state.model_kwargs, inputs_embeds=embeds), state.model_kwargs["use_cache"]
+    held, length = past_length(cache_of(kwargs)), embeds.shape[1]
+    if not windowed: kwargs, length = put_virtual_tokens(model, ids, dict(kwargs, use_cache=True))
     embeds = kwargs.pop("inputs_embeds")
-    kwargs["use_cache"] = cache_of(kwargs) is not None  # a learned prefix, or nothing
-    ids = nn.functional.pad(ids, (embeds.shape[1] - ids.shape[1], 0))  # (b, n + t): only their shape counts
-    inputs = prepare(ids, next_sequence_length=length, is_first_iteration=True, **kwargs)
+    kwargs["use_cache"] = windowed or cache_of(kwargs) is not None  # a learned prefix, or nothing
+    before = held if windowed else embeds.shape[1] - ids.shape[1]
+    ids = nn.functional.pad(ids, (before, 0))  # only their shape counts
+    inputs = prepare(ids, next_sequence_length=length, is_first_iteration=not held, **kwargs)
     if "logits_to_keep" in inputs: inputs["logits_to_keep"] = 0  # some ask for the last by themselves
     out = runner(**_swap(model, inputs, state, embeds), return_dict=True)
     own = lambda x: _own_positions(x, state.model_kwargs.get("attention_mask"), state.input_ids.shape[1])
     hidden, logits = out.get("hidden_states"), own(out.logits)
     outputs = {} if hidden is None else dict(hidden_states=tuple(map(own, hidden)))
+    if windowed: state = replace(state, model_kwargs=state.model_kwargs | {cache_name(runner): cache_of(out)})
     return logits[..., :_usable_vocabulary(model, state)], replace(state, outputs=outputs)
 
 # %% ../nbs/02_rollout.ipynb #02ownpos

@@ -1126,7 +1126,8 @@ def checkpoint_note(
 # %% ../nbs/03a_trainer.ipynb #85ff9d65
 def _write_note(folder, run, complete):
     folder.mkdir(parents=True, exist_ok=True)
-    note = dict(run=run, step=int(folder.name.rsplit("-", 1)[1]), at=time.time(), complete=complete)
+    note = dict(run=run, step=int(folder.name.rsplit("-", 1)[1]), at=time.time(), complete=complete,
+                tolerance="logits")  # what a `tolerance` is about
     (new := folder / (NOTE + ".new")).write_text(json.dumps(note), encoding="utf-8")
     new.replace(folder / NOTE)
 
@@ -1313,7 +1314,11 @@ def _warn_of_others(self: SafeTrainer):
 @patch
 def _go_on(self: SafeTrainer, folder):
     "The run of a checkpoint goes on; say so where it holds the weights only."
-    self.run_id = checkpoint_note(folder).get("run", self.run_id)
+    self.run_id = (note := checkpoint_note(folder)).get("run", self.run_id)
+    settles = getattr(self.args, "tolerance", None) is not None
+    if note and settles and "tolerance" not in note and self.is_world_process_zero():
+        warnings.warn(f"{folder} is of a run whose `tolerance` was about fed vectors; from here on it is "
+                      "about logits, which takes more passes for the same number.")
     optimizer = [*folder.glob("optimizer*"), *folder.glob("global_step*")]
     if folder.is_dir() and not optimizer and self.is_world_process_zero():
         warnings.warn(f"{folder} holds the model only: optimizer and learning rate begin anew.")
