@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PLAIN_ONLY', 'TABLES', 'KNOWN', 'ARCHITECTURES', 'SoftRequest', 'soft_request', 'check_request', 'row_mixtures',
-           'SoftRows', 'said_of', 'rows_of', 'filler_of', 'emit', 'processor_class', 'query_starts', 'model_class',
-           'check_engine', 'register', 'config_hook', 'soft_engine', 'engine_options', 'soft_params', 'soft_trace',
-           'span_phases', 'best_of', 'mixed_weights', 'step_entropy']
+           'SoftRows', 'said_of', 'rows_of', 'filler_of', 'emit', 'processor_class', 'processor_v2_class',
+           'query_starts', 'model_class', 'state_class', 'check_engine', 'register', 'config_hook', 'soft_engine',
+           'engine_options', 'soft_params', 'soft_trace', 'span_phases', 'best_of', 'mixed_weights', 'step_entropy']
 
 # %% ../nbs/14_vllm.ipynb #dd3da1c5
 import re, sys, weakref
@@ -26,11 +26,11 @@ class SoftRequest:
     end: list | None = None  # Token ids that close the span; they are fed if it is cut short
     entropy_threshold: float | None = None  # Nats; cold stop: close when entropy stays below it ...
     patience: int = 256  # ... for so many steps
-    filler: int | None = None  # Id that stands for soft steps in what comes back; None: pad, bos, or a rare one
+    filler: int | None = None  # Id that comes back for a soft step; None: pad, bos, or one that means nothing
 
     @property
     def k(self) -> int:
-        "Entries of each mixture at most: of tokens `min_p` times as likely as the first there are `1 / min_p`."
+        "Entries of each mixture at most; of tokens at least `min_p` times the first there are `1 / min_p`."
         if self.temperature == 0: return 1
         if self.top_k is not None: return int(self.top_k)
         return 10 if self.min_p is None else int(1 / self.min_p + 1e-9)
@@ -48,7 +48,8 @@ class SoftRequest:
         if self.end is not None and not (isinstance(self.end, (list, tuple)) and len(self.end)):
             raise ValueError(f"`soft_end` must be a list of token ids, got {self.end!r}.")
         if self.steps is self.end is self.entropy_threshold is None:
-            raise ValueError("A soft span needs an end: give `soft_steps`, `soft_end` or `soft_entropy_threshold`.")
+            raise ValueError("A soft span needs an end: give `soft_steps`, `soft_end` or "
+                             "`soft_entropy_threshold`.")
 
 # %% ../nbs/14_vllm.ipynb #b31e3f7d
 def soft_request(
@@ -64,8 +65,9 @@ def soft_request(
     return SoftRequest(**mine)
 
 # %% ../nbs/14_vllm.ipynb #4b29458b
-PLAIN_ONLY = dict(n=1, presence_penalty=0., frequency_penalty=0., repetition_penalty=1., min_tokens=0,
-                  logit_bias=None, bad_words=None, allowed_token_ids=None, structured_outputs=None)  # When off
+PLAIN_ONLY = dict(
+    n=1, presence_penalty=0., frequency_penalty=0., repetition_penalty=1., min_tokens=0, logit_bias=None,
+    bad_words=None, allowed_token_ids=None, structured_outputs=None)  # Name -> value when it is off
 
 def check_request(
     params,  # `SamplingParams` of vLLM
@@ -101,12 +103,12 @@ def row_mixtures(
 # %% ../nbs/14_vllm.ipynb #450368c3
 TABLES = dict(
     ids=("snk", "int64", 0), weights=("snk", "float32", 0), soft=("sn", "bool", False),  # mixtures, by step
-    end=("sm", "int64", -1), recent=("sm", "int64", -2),  # the end marker and the last read-outs, right-aligned
-    marker=("s", "int64", 0), said=("s", "int64", 0), place=("s", "int64", 0),  # its length; how much of it is out
+    end=("sm", "int64", -1), recent=("sm", "int64", -2),  # end marker, last read-outs
+    marker=("s", "int64", 0), said=("s", "int64", 0), place=("s", "int64", 0),  # how much is out
     prompt=("s", "int64", 0), chosen=("s", "int64", 0), phase=("s", "int64", 0),  # tokens; steps; `Phase`
     count=("s", "int64", 0), calm=("s", "int64", 0),  # soft steps, and how many of low entropy in a row
     k=("s", "int64", 1), temperature=("s", "float32", 1), min_p=("s", "float32", 0), steps=("s", "int64", 0),
-    threshold=("s", "float32", -1), patience=("s", "int64", 1), filler=("s", "int64", 0),  # what was asked for
+    threshold=("s", "float32", -1), patience=("s", "int64", 1), filler=("s", "int64", 0),  # as asked
 )  # Name -> its dimensions (slots, steps, entries, marker), dtype, and what an empty place holds
 
 class SoftRows:
@@ -118,7 +120,8 @@ class SoftRows:
         import torch
         self.device, self.size, self.free = torch.device(device), dict(s=0, n=0, k=0, m=0), []
         self.tables = {name: self._empty(name, self.size) for name in TABLES}
-        self.batch, self.last = [], None  # the slot of each row of the batch (None: plain); its last position
+        self.batch, self.last = {}, None  # runner V1: row -> slot; the last position of each row
+        self.places = {}  # runner V2: its index of a request -> slot, and length of the prompt
 
     def __getattr__(self, name):
         if name in TABLES: return self.tables[name]
@@ -167,8 +170,8 @@ def take(
     for i, token in enumerate(reversed(end), 1): self.end[slot, -i] = int(token)
     threshold = -1 if asked.entropy_threshold is None else asked.entropy_threshold
     new = dict(marker=len(end), prompt=prompt, phase=int(opened), k=asked.k, temperature=asked.temperature,
-               min_p=asked.min_p or 0, steps=2**31 if asked.steps is None else asked.steps, threshold=threshold,
-               patience=asked.patience, filler=filler)
+               min_p=asked.min_p or 0, steps=2**31 if asked.steps is None else asked.steps,
+               threshold=threshold, patience=asked.patience, filler=filler)
     for name, value in new.items(): self.tables[name][slot] = value
     return slot
 
@@ -183,7 +186,8 @@ def choose(
     "Write down the mixture of each row that thinks, and where its span stands after it."
     import torch
     from soft_decoding.rollout import Phase
-    now = SimpleNamespace(**{name: table[slots] for name, table in self.tables.items() if TABLES[name][0] in ("s", "sm")})
+    small = [name for name, (dims, *_) in TABLES.items() if dims in ("s", "sm")]
+    now = SimpleNamespace(**{name: self.tables[name][slots] for name in small})
     turn = (positions + 1 - now.prompt == now.chosen) & (now.phase < Phase.ANSWER)
     thinks, ends = turn & (now.phase == Phase.THINK), turn & (now.phase == Phase.END)
     dist, entropy = row_mixtures(logits, now.k, now.temperature, now.min_p, self.size["k"])
@@ -197,7 +201,8 @@ def choose(
     phase = torch.where(cut, torch.where(now.marker > 0, int(Phase.END), int(Phase.ANSWER)), now.phase)
     new = dict(phase=torch.where(closes | last, int(Phase.ANSWER), phase), count=count, calm=calm,
                chosen=now.chosen + turn, said=torch.where(cut, said_of(recent, now), now.said),
-               place=torch.where(cut, 0, now.place + ends), recent=torch.where(turn[:, None], recent, now.recent))
+               place=torch.where(cut, 0, now.place + ends),
+               recent=torch.where(turn[:, None], recent, now.recent))
     for name, value in new.items(): self.tables[name][slots] = value
     return torch.where(soft, now.filler, torch.where(closes | ends, token, -1))
 
@@ -223,7 +228,7 @@ def _write(self: SoftRows, slots, step, soft, dist):
 
 # %% ../nbs/14_vllm.ipynb #86cb19d9
 def said_of(recent, now):
-    "How much of the end marker each row has just said, `(b,)`: the longest beginning that its read-outs end with."
+    "How much of the end marker each row has just said, `(b,)`: the longest beginning of it at the end."
     import torch
     width = now.end.shape[1]
     said = torch.zeros_like(now.marker)
@@ -242,8 +247,10 @@ def feed(
     slots,  # The slot of each token's request, `(t,)`; -1: a plain one
     positions,  # Of each token in its request, `(t,)`
     embedding,  # ids -> vectors
+    at=None,  # Tokens that may be soft, `(n,)`, for whom looking would mean waiting; None: look
 ):  # `(t, d)`
     "Put the mixtures where they belong."
+    import torch
     from soft_decoding.dist import TokenDist
     from soft_decoding.soft_embed import mix_embeds
     if not self.size["n"]: return embeds
@@ -251,10 +258,11 @@ def feed(
     step = positions - self.prompt[slot]
     inside = (slots >= 0) & (step >= 0) & (step < self.size["n"])
     step = step.clamp(0, self.size["n"] - 1)
-    at = (inside & self.soft[slot, step]).nonzero()[:, 0]
+    soft = inside & self.soft[slot, step]
+    if at is None: at = soft.nonzero()[:, 0]
     if not len(at): return embeds
     dist = TokenDist(self.ids[slot[at], step[at]], self.weights[slot[at], step[at]])
-    embeds[at] = mix_embeds(dist, embedding).to(embeds.dtype)
+    embeds[at] = torch.where(soft[at, None], mix_embeds(dist, embedding).to(embeds.dtype), embeds[at])
     return embeds
 
 # %% ../nbs/14_vllm.ipynb #426832c5
@@ -299,11 +307,11 @@ def filler_of(
     params,  # `SamplingParams`
     asked: SoftRequest,
 ) -> int:
-    "The id that stands for a soft step: padding, beginning of text, or the highest one that means nothing here."
+    "The id that stands for a soft step: padding, beginning of text, or the highest that means nothing."
     if asked.filler is not None: return asked.filler
     config = model_config.hf_text_config
-    taken = {*(asked.end or []), *_ids(params.stop_token_ids), *_ids(getattr(params, "all_stop_token_ids", ())),
-             *_ids(getattr(config, "eos_token_id", None))}
+    taken = {*(asked.end or []), *_ids(params.stop_token_ids),
+             *_ids(getattr(params, "all_stop_token_ids", ())), *_ids(getattr(config, "eos_token_id", None))}
     special = [i for name in ("pad", "bos") for i in _ids(getattr(config, f"{name}_token_id", None))]
     every = [*special, *reversed(range(config.vocab_size))]
     return next(i for i in every if 0 <= i < config.vocab_size and i not in taken)
@@ -319,10 +327,10 @@ def emit(
     ids,  # What each must emit, -1 where it is free, `(n,)`
 ):
     "Leave the sampler no choice in the rows that are not free."
-    bound = ids >= 0
-    rows, ids = rows[bound], ids[bound]
-    logits[rows] = -float("inf")
-    logits[rows, ids] = 0.
+    import torch
+    scores = logits[rows]
+    only = torch.full_like(scores, -torch.inf).scatter(1, ids.clamp_min(0)[:, None], 0.)
+    logits[rows] = torch.where(ids[:, None] >= 0, only, scores)
     return logits
 
 # %% ../nbs/14_vllm.ipynb #9e59dd28
@@ -337,12 +345,13 @@ def processor_class():
         def validate_params(cls, params): check_request(params)
 
         def __init__(self, vllm_config, device, is_pin_memory):
-            self.rows, self.slots, self.model_config = rows_of(vllm_config, device), {}, vllm_config.model_config
+            self.rows, self.model_config = rows_of(vllm_config, device), vllm_config.model_config
+            self.slots = {}
 
         def is_argmax_invariant(self): return False
 
         def update_state(self, batch_update):
-            new = lambda params, prompt, output: self.rows.slot_of(params, len(prompt or ()), self.model_config)
+            new = lambda params, prompt, _: self.rows.slot_of(params, len(prompt or ()), self.model_config)
             process_dict_updates(self.slots, batch_update, new)
             self.rows.batch = self.slots
 
@@ -352,6 +361,44 @@ def processor_class():
             slots = torch.tensor([self.slots[i] for i in at.tolist()], device=logits.device)
             return emit(logits, at, self.rows.choose(logits[at], slots, self.rows.last[at]))
     return SoftProcessor
+
+# %% ../nbs/14_vllm.ipynb #db2c1490
+def processor_v2_class():
+    "The logits processor of runner V2, as a class of vLLM's."
+    from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor
+
+    class SoftProcessorV2(LogitsProcessor):
+        @classmethod
+        def validate_params(cls, params): check_request(params)
+
+        def __init__(self, vllm_config, req_states):
+            self.rows, self.model_config = rows_of(vllm_config, req_states.device), vllm_config.model_config
+            self.prompts = req_states.prompt_len
+
+        def add_request(self, req_idx, params):
+            slot = self.rows.slot_of(params, int(self.prompts.np[req_idx]), self.model_config)
+            self.rows.places.pop(req_idx, None)
+            if slot is not None: self.rows.places[req_idx] = slot, int(self.prompts.np[req_idx])
+            return slot is not None
+
+        def apply(self, logits, ctx):
+            places, held = ctx.idx_mapping_np.tolist(), self.rows.places
+            found = [(row, held[place][0]) for row, place in enumerate(places) if place in held]
+            if not found: return logits
+            at, slots = (self.rows.on_device(x) for x in zip(*found))
+            return emit(logits, at, self.rows.choose(logits[at], slots, ctx.pos[at].long()))
+    return SoftProcessorV2
+
+# %% ../nbs/14_vllm.ipynb #5bc8adf0
+@patch
+def on_device(
+    self: SoftRows,
+    values,  # Whole numbers
+):  # `(n,)`
+    "A small tensor, sent without waiting."
+    import torch
+    made = torch.tensor(list(values), dtype=torch.long)
+    return made if self.device.type == "cpu" else made.pin_memory().to(self.device, non_blocking=True)
 
 # %% ../nbs/14_vllm.ipynb #b6926f60
 @patch
@@ -369,7 +416,8 @@ def feed_batch(
     if not self.batch: return embeds
     slots = torch.full((len(ends) + 1,), -1, device=self.device)
     for row, slot in self.batch.items(): slots[row] = slot
-    row = torch.searchsorted(ends, torch.arange(len(embeds), device=self.device), right=True)  # padding: the last one
+    tokens = torch.arange(len(embeds), device=self.device)
+    row = torch.searchsorted(ends, tokens, right=True)  # of padding: one behind the last
     return self.feed(embeds, slots[row], positions.long(), embedding)
 
 # %% ../nbs/14_vllm.ipynb #61041c99
@@ -397,11 +445,14 @@ def model_class(
 
         def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None, **kwargs):
             if inputs_embeds is None and not self.soft_fed_before:
-                inputs_embeds, starts = self.embed_input_ids(input_ids), query_starts()
+                lookup, starts = self.embed_input_ids, query_starts()
+                inputs_embeds = lookup(input_ids)
                 if starts is not None:
-                    inputs_embeds = self.soft_rows.feed_batch(inputs_embeds, positions, starts, self.embed_input_ids)
+                    inputs_embeds = self.soft_rows.feed_batch(inputs_embeds, positions, starts, lookup)
                 input_ids = None
             return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)
+
+        def get_model_state_cls(self): return state_class(base)
 
     return _named(Soft, f"Soft{name}")
 
@@ -412,9 +463,62 @@ def _named(cls, name):
     return cls
 
 # %% ../nbs/14_vllm.ipynb #4493ad72
+def state_class(
+    base,  # The plain model's class
+):
+    "The state of a model with soft rows, for runner V2."
+    import numpy as np
+    import torch
+    from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+    if hasattr(base, "get_model_state_cls"):
+        raise NotImplementedError(f"{base.__name__} prepares its inputs in a way of its own; "
+                                  "set VLLM_USE_V2_MODEL_RUNNER=0.")
+
+    class SoftState(DefaultModelState):
+        def __init__(self, vllm_config, model, *args):
+            super().__init__(vllm_config, model, *args)
+            self.soft_rows = rows_of(vllm_config, self.device)
+            shape = self.max_num_tokens, self.inputs_embeds_size
+            self.soft_embeds = torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+        def prepare_inputs(self, batch, req_states):
+            lookup, rows, before = self.model.embed_input_ids, self.soft_rows, batch.num_computed_tokens_np
+            embeds = lookup(batch.input_ids)
+            lengths = np.diff(batch.query_start_loc_np[:batch.num_reqs + 1])
+            slots, at = rows.due(batch.idx_mapping_np, lengths, before, len(embeds))
+            if at is not None: embeds = rows.feed(embeds, slots, batch.positions.long(), lookup, at)
+            self.soft_embeds[:len(embeds)] = embeds
+            return super().prepare_inputs(batch, req_states) | self._soft_inputs(len(embeds))
+
+        def prepare_dummy_inputs(self, num_reqs, num_tokens):
+            return super().prepare_dummy_inputs(num_reqs, num_tokens) | self._soft_inputs(num_tokens)
+
+        def _soft_inputs(self, n): return dict(input_ids=None, inputs_embeds=self.soft_embeds[:n])
+    return SoftState
+
+# %% ../nbs/14_vllm.ipynb #325b34b7
+@patch
+def due(
+    self: SoftRows,
+    places,  # Runner V2's index of each request in the batch, `(b,)`
+    lengths,  # How many tokens of each are due, `(b,)`
+    before,  # How many tokens of each came before, at most, `(b,)`
+    width: int,  # Tokens of the batch, with padding
+):  # The slot of each token (-1: plain), and the tokens that may be soft; None, None: there are none
+    "Where the tokens of soft requests are in the batch that is due."
+    slots, at, start = [-1] * width, [], 0
+    for place, n, past in zip(places.tolist(), lengths.tolist(), before.tolist()):
+        slot, prompt = self.places.get(place, (-1, 0))
+        if slot >= 0 and past + n > prompt:
+            slots[start:start + n] = [slot] * n
+            at += range(start + max(0, prompt - past), start + n)
+        start += n
+    return (self.on_device(slots), self.on_device(at)) if at else (None, None)
+
+# %% ../nbs/14_vllm.ipynb #ad19f6fb
 def __getattr__(name):
     "Classes that vLLM looks up by name are made when they are asked for."
-    makers = dict(SoftProcessor=processor_class)
+    makers = dict(SoftProcessor=processor_class, SoftProcessorV2=processor_v2_class)
     if name not in makers and not name.startswith("Soft"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = made = makers[name]() if name in makers else model_class(name[4:])
@@ -432,32 +536,41 @@ def check_engine(
     number = tuple(map(int, re.findall(r"\d+", version)[:2]))
     if not KNOWN[0] <= number < KNOWN[1]:
         low, high = (".".join(map(str, n)) for n in KNOWN)
-        raise ValueError(f"Soft rows are known to work in vLLM >={low},<{high}, this is {version}; install one of those.")
+        raise ValueError(f"Soft rows are known to work in vLLM >={low},<{high}, this is {version}; "
+                         "install one of those.")
     for wrong, name, value, why in _refusals(vllm_config):
         if wrong: raise ValueError(f"Soft rows need {name}, got {value}: {why}.")
 
 # %% ../nbs/14_vllm.ipynb #b3ca511c
 def _refusals(c):
     "What is wrong with a configuration: whether it is, what is needed, what there is, and why."
-    p, m, salted = c.parallel_config, c.model_config, (c.additional_config or {}).get("soft_cache_salts", False)
+    p, m = c.parallel_config, c.model_config
+    salted = (c.additional_config or {}).get("soft_cache_salts", False)
     yield (p.pipeline_parallel_size > 1, "`pipeline_parallel_size=1`", p.pipeline_parallel_size,
            "the last stage knows the mixture, the first one feeds it")
-    yield (c.speculative_config is not None, "no `speculative_config`", "one", "a mixture cannot be guessed as a token")
+    yield (c.speculative_config is not None, "no `speculative_config`", "one",
+           "a mixture cannot be guessed as a token")
     yield (c.cache_config.enable_prefix_caching and not salted, "`enable_prefix_caching=False`", True,
-           "the cache knows a soft step by its filler only; if every soft request carries a `cache_salt` of its own, "
-           "say so by `additional_config={'soft_cache_salts': True}`")
+           "the cache knows a soft step by its filler only; if every soft request carries a `cache_salt` of "
+           "its own, say so by `additional_config={'soft_cache_salts': True}`")
     yield (m.logprobs_mode != "raw_logprobs", "`logprobs_mode='raw_logprobs'`", repr(m.logprobs_mode),
            "beliefs are read from scores before the filler takes their place")
-    yield (m.enable_prompt_embeds, "`enable_prompt_embeds=False`", True, "a prompt of vectors has no length in tokens here")
-    yield (c.lora_config is not None, "no `lora_config`", "one", "its rows are counted by token; merge the adapter")
-    yield (c.kv_transfer_config is not None, "no `kv_transfer_config`", "one", "mixtures do not travel with the cache")
+    yield (m.enable_prompt_embeds, "`enable_prompt_embeds=False`", True,
+           "a prompt of vectors has no length in tokens here")
+    yield (c.lora_config is not None, "no `lora_config`", "one",
+           "its rows are counted by token; merge the adapter")
+    yield (c.kv_transfer_config is not None, "no `kv_transfer_config`", "one",
+           "mixtures do not travel with the cache")
+    yield (c.use_v2_model_runner and p.world_size > 1,
+           "one GPU in runner V2 (or VLLM_USE_V2_MODEL_RUNNER=0)", p.world_size,
+           "its workers forget an interrupted request")
     gpu = str(c.device_config.device_type) != "cpu"
     yield (gpu and not c.use_v2_model_runner and not m.enforce_eager, "`enforce_eager=True`", False,
            "runner V1 would record a step in a graph and repeat it")
 
 # %% ../nbs/14_vllm.ipynb #bcc91719
-ARCHITECTURES = ("LlamaForCausalLM Qwen2ForCausalLM Qwen3ForCausalLM MistralForCausalLM GemmaForCausalLM Gemma2ForCausalLM "
-                 "Gemma3ForCausalLM GPT2LMHeadModel").split()
+ARCHITECTURES = ("LlamaForCausalLM Qwen2ForCausalLM Qwen3ForCausalLM MistralForCausalLM GemmaForCausalLM "
+                 "Gemma2ForCausalLM Gemma3ForCausalLM GPT2LMHeadModel").split()
 
 def register(
     *more: str,  # Names of further architectures, such as `OlmoForCausalLM`
@@ -506,11 +619,12 @@ def engine_options(
 ) -> dict:  # For `LLM` or `AsyncEngineArgs`
     "The options with those that soft rows need."
     from transformers import AutoConfig
-    names = AutoConfig.from_pretrained(model, trust_remote_code=options.get("trust_remote_code", False)).architectures
-    if not names: raise ValueError(f"The configuration of {model} names no architecture; give `hf_overrides`.")
+    trusted = options.get("trust_remote_code", False)
+    names = AutoConfig.from_pretrained(model, trust_remote_code=trusted).architectures
+    if not names: raise ValueError(f"The configuration of {model} names no architecture to make soft.")
     register(names[0])
-    ours = dict(hf_overrides=dict(architectures=[f"Soft{names[0]}"]), enable_prefix_caching=False, max_logprobs=64)
-    return ours | options
+    soft = dict(architectures=[f"Soft{names[0]}"])
+    return dict(hf_overrides=soft, enable_prefix_caching=False, max_logprobs=64) | options
 
 # %% ../nbs/14_vllm.ipynb #c1bdf7fe
 def soft_params(
@@ -537,7 +651,8 @@ def soft_trace(
     end = ([0], [1.], 0, 0., 4, False, True)  # `Phase.DONE`
     padded = [r + [end] * (steps - len(r)) for r in rows]
     column = lambda i: torch.tensor([[r[s][i] for r in padded] for s in range(steps)])
-    wide = lambda i: torch.tensor([[r[s][i] + [r[s][i][0] * (i == 0)] * (width - len(r[s][i])) for r in padded] for s in range(steps)])
+    fill = lambda x, i: x + [x[0] if i == 0 else 0.] * (width - len(x))  # slots of weight 0 repeat an id
+    wide = lambda i: torch.tensor([[fill(r[s][i], i) for r in padded] for s in range(steps)])
     return SoftTrace(wide(0), wide(1), *map(column, range(2, 7)), tokenizer=tokenizer)
 
 # %% ../nbs/14_vllm.ipynb #42eede96
@@ -551,7 +666,8 @@ def _row_trace(out, asked):
         h = step_entropy(logps, asked)
         if not soft: steps.append(([token], [1.], token, h, int(phase), False, True)); continue
         if len(ids) < asked.k:
-            raise ValueError(f"`logprobs` must be at least {asked.k}, the tokens that are mixed, got {len(ids)}.")
+            raise ValueError(f"`logprobs` must be at least {asked.k}, the tokens that are mixed, "
+                             f"got {len(ids)}.")
         weights = mixed_weights(logps[:asked.k], asked)
         steps.append((ids[:asked.k], weights, ids[0], h, int(phase), True, True))
     return steps
@@ -568,8 +684,8 @@ def span_phases(
     soft = next((i for i, token in enumerate(ids[:most]) if token != ids[0] or token in end), most)
     read = [best_of(scores)[0][0] for scores in out.logprobs[:soft]] if end else []
     said = max((n for n in range(len(end)) if n <= soft and read[soft - n:] == end[:n]), default=0)
-    closed = soft < most and end and soft < len(ids) and [*read, ids[soft]][-len(end):] == end  # by the model itself
-    inside = [Phase.THINK] * (soft + bool(closed)) + [Phase.END] * (0 if closed else len(end) - said)
+    by_itself = bool(end) and soft < most and [*read, ids[soft]][-len(end):] == end
+    inside = [Phase.THINK] * (soft + by_itself) + [Phase.END] * (0 if by_itself else len(end) - said)
     return list(map(int, inside + [Phase.ANSWER] * len(ids)))[:len(ids)]
 
 def best_of(

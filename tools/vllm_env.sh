@@ -21,4 +21,21 @@ print(*cfg['requirements'].split(), sep='\n')
 print(*[need for need in cfg['dev_requirements'].split() if name(need) in {'nbdev', 'fastcore', 'execnb', 'ghapi', 'fastgit'}], sep='\n')
 PY
 "$to/bin/pip" install -q -r "$to/needs.txt"
+# vLLM's second runner needs a Triton that knows of CPUs. Its interpreter runs anywhere; what is missing is an entry to be found.
+at=$to/standin/triton_cpu_standin
+mkdir -p "$at" "$at-0.dist-info"
+printf 'Metadata-Version: 2.1\nName: triton-cpu-standin\nVersion: 0\n' >"$at-0.dist-info/METADATA"
+printf '[triton.backends]\ncpu = triton_cpu_standin\n' >"$at-0.dist-info/entry_points.txt"
+cat >"$at/compiler.py" <<'PY'
+from triton.backends.compiler import BaseBackend
+class Compiler(BaseBackend):
+    hash = parse_options = add_stages = load_dialects = get_module_map = None
+    supports_target = staticmethod(lambda target: False)
+PY
+cat >"$at/driver.py" <<'PY'
+from triton.backends.driver import DriverBase
+class Driver(DriverBase):
+    map_python_to_cpp_type = get_current_target = get_active_torch_device = get_benchmarker = None
+    is_active = classmethod(lambda cls: False)
+PY
 "$to/bin/python" -c 'import torch, transformers, vllm; print("vllm", vllm.__version__, "torch", torch.__version__, "transformers", transformers.__version__)'
