@@ -6,7 +6,8 @@
 __all__ = ['PLAIN_ONLY', 'TABLES', 'KNOWN', 'ARCHITECTURES', 'SoftRequest', 'soft_request', 'check_request', 'row_mixtures',
            'SoftRows', 'said_of', 'rows_of', 'filler_of', 'emit', 'processor_class', 'processor_v2_class',
            'query_starts', 'model_class', 'state_class', 'check_engine', 'register', 'config_hook', 'soft_engine',
-           'engine_options', 'soft_params', 'soft_trace', 'span_phases', 'best_of', 'mixed_weights', 'step_entropy']
+           'engine_options', 'soft_params', 'soft_trace', 'span_phases', 'best_of', 'mixed_weights', 'step_entropy',
+           'engine_model', 'EngineModel', 'command_params']
 
 # %% ../nbs/14_vllm.ipynb #dd3da1c5
 import re, sys, weakref
@@ -86,19 +87,21 @@ def row_mixtures(
     temperature,  # Of each row, `(b,)`
     min_p,  # Of each row, `(b,)`; 0 is off
     width: int,  # The largest `k`
+    cold: bool = True,  # Whether entropies are needed, which are of the whole vocabulary
 ):  # A TokenDist `(b, width)`, likeliest first, and the entropy `(b,)` in nats before the filters
     "What each row mixes, by filters of its own."
     import torch
-    from soft_decoding.dist import Sampling, TokenDist
+    from soft_decoding.dist import Sampling, TokenDist, logits_entropy, top_k_logits
     greedy = temperature == 0
     warmth = torch.where(greedy, 1., temperature)[:, None]
-    dist, entropy = Sampling(warmth, top_k=width)(logits)
-    if dist.ids is None: dist = dist.top(width)
-    rank = torch.arange(dist.probs.shape[-1], device=logits.device)
-    keep = (rank < k[:, None]) & (dist.probs >= min_p[:, None] * dist.probs[:, :1])
-    kept = dist.probs * keep
-    kept = torch.where(keep.all(-1, keepdim=True), dist.probs, kept / kept.sum(-1, keepdim=True))
-    return TokenDist(dist.ids, kept).pad(width), torch.where(greedy, 0., entropy)
+    ids, best = top_k_logits(logits, width)
+    probs = Sampling(warmth)(best)[0].probs
+    rank = torch.arange(probs.shape[-1], device=logits.device)
+    keep = (rank < k[:, None]) & (probs >= min_p[:, None] * probs[:, :1])
+    kept = probs * keep
+    kept = torch.where(keep.all(-1, keepdim=True), probs, kept / kept.sum(-1, keepdim=True))
+    entropy = torch.where(greedy, 0., logits_entropy(logits, warmth)) if cold else torch.zeros_like(temperature)
+    return TokenDist(ids, kept).pad(width), entropy
 
 # %% ../nbs/14_vllm.ipynb #450368c3
 TABLES = dict(
@@ -121,6 +124,7 @@ class SoftRows:
         self.device, self.size, self.free = torch.device(device), dict(s=0, n=0, k=0, m=0), []
         self.tables = {name: self._empty(name, self.size) for name in TABLES}
         self.batch, self.last = {}, None  # runner V1: row -> slot; the last position of each row
+        self.cold = False  # whether any request has had a cold stop
         self.places = {}  # runner V2: its index of a request -> slot, and length of the prompt
 
     def __getattr__(self, name):
@@ -169,6 +173,7 @@ def take(
     opened = Phase.THINK if asked.steps != 0 else Phase.END if end else Phase.ANSWER
     for i, token in enumerate(reversed(end), 1): self.end[slot, -i] = int(token)
     threshold = -1 if asked.entropy_threshold is None else asked.entropy_threshold
+    self.cold = self.cold or threshold >= 0
     new = dict(marker=len(end), prompt=prompt, phase=int(opened), k=asked.k, temperature=asked.temperature,
                min_p=asked.min_p or 0, steps=2**31 if asked.steps is None else asked.steps,
                threshold=threshold, patience=asked.patience, filler=filler)
@@ -190,7 +195,7 @@ def choose(
     now = SimpleNamespace(**{name: self.tables[name][slots] for name in small})
     turn = (positions + 1 - now.prompt == now.chosen) & (now.phase < Phase.ANSWER)
     thinks, ends = turn & (now.phase == Phase.THINK), turn & (now.phase == Phase.END)
-    dist, entropy = row_mixtures(logits, now.k, now.temperature, now.min_p, self.size["k"])
+    dist, entropy = row_mixtures(logits, now.k, now.temperature, now.min_p, self.size["k"], self.cold)
     token, last = self._read(now, dist.ids[:, 0], ends)
     recent = torch.cat([now.recent[:, 1:], token[:, None]], 1)
     closes = thinks & (now.marker > 0) & ((recent == now.end) | (now.end < 0)).all(1)
@@ -328,6 +333,11 @@ def emit(
 ):
     "Leave the sampler no choice in the rows that are not free."
     import torch
+    if logits.device.type == "cpu":  # looking costs nothing
+        bound = ids >= 0
+        logits[rows[bound]] = -torch.inf
+        logits[rows[bound], ids[bound]] = 0.
+        return logits
     scores = logits[rows]
     only = torch.full_like(scores, -torch.inf).scatter(1, ids.clamp_min(0)[:, None], 0.)
     logits[rows] = torch.where(ids[:, None] >= 0, only, scores)
@@ -359,7 +369,8 @@ def processor_class():
             if not self.slots: return logits
             at = torch.tensor(sorted(self.slots), device=logits.device)
             slots = torch.tensor([self.slots[i] for i in at.tolist()], device=logits.device)
-            return emit(logits, at, self.rows.choose(logits[at], slots, self.rows.last[at]))
+            scores = logits if len(at) == len(logits) else logits[at]
+            return emit(logits, at, self.rows.choose(scores, slots, self.rows.last[at]))
     return SoftProcessor
 
 # %% ../nbs/14_vllm.ipynb #db2c1490
@@ -713,3 +724,65 @@ def step_entropy(logps, asked):
     if asked and asked.temperature == 0: return 0.
     p = (logp / (asked.temperature if asked else 1)).softmax(0)
     return float(-(p * p.clamp_min(1e-300).log()).sum())
+
+# %% ../nbs/14_vllm.ipynb #d4f30c0d
+def engine_model(
+    where: str,  # Hub id, or local folder
+    dtype: str | None = None,  # Of the weights; None: as saved
+    trust_remote_code: bool = False,  # Run code that comes with the model
+):  # An EngineModel, and the tokenizer
+    "What the command `soft_generate --engine vllm` works with."
+    try: import vllm
+    except ImportError as e:
+        raise ImportError(f"`--engine vllm` needs `pip install 'soft_decoding[vllm]'` ({e}).") from e
+    llm = soft_engine(where, dtype=dtype or "auto", trust_remote_code=trust_remote_code)
+    return EngineModel(llm, where), llm.get_tokenizer()
+
+# %% ../nbs/14_vllm.ipynb #ef63c7f6
+class EngineModel:
+    "An engine where a command expects a model."
+    def __init__(self, llm, where):
+        import torch
+        self.llm, self.where = llm, where
+        known = llm.llm_engine.vllm_config
+        self.config, self.dtype = known.model_config.hf_config, known.model_config.dtype
+        self.device = torch.device(known.device_config.device_type)
+
+    def named_parameters(self):
+        "Names and weights from the files; the engine has its own in another process."
+        from huggingface_hub import snapshot_download
+        from pathlib import Path
+        from safetensors import safe_open
+        folder = self.where
+        if not Path(folder).is_dir(): folder = snapshot_download(folder, local_files_only=True)
+        for path in sorted(Path(folder).glob("*.safetensors")):
+            with safe_open(path, "pt") as weights:
+                for name in sorted(weights.keys()): yield name, weights.get_tensor(name)
+
+# %% ../nbs/14_vllm.ipynb #dc184cf6
+@patch
+def decode(
+    self: EngineModel,
+    tokenizer,
+    prompts: list,  # Lists of ids
+    lines: list,  # Their numbers, for the seeds of draws
+    o,  # The options of the command
+):  # With a `trace`
+    "Answer a batch as the command asks."
+    params = [command_params(tokenizer, o, line) for line in lines]
+    outputs = self.llm.generate([dict(prompt_token_ids=p) for p in prompts], params, use_tqdm=False)
+    return SimpleNamespace(trace=soft_trace(outputs, params, tokenizer))
+
+def command_params(tokenizer, o, line):
+    "The options of the command as a request's settings."
+    from soft_decoding.journal import row_seed
+    from soft_decoding.think import inner_ids
+    soft = dict(steps=o.think, top_k=o.top_k or None, temperature=o.temperature, min_p=o.min_p or None,
+                end=inner_ids(tokenizer, o.think_end) if o.think_end else None,
+                entropy_threshold=o.entropy_threshold, patience=o.patience)
+    plain = dict(temperature=0.)
+    if o.sample:
+        draws = {k: getattr(o, f"answer_{k}") for k in ("temperature", "top_k", "top_p", "min_p")}
+        plain = {k: v for k, v in draws.items() if v is not None} | dict(seed=row_seed(o.seed, line) % 2**31)
+    return soft_params(**{f"soft_{k}": v for k, v in soft.items() if v is not None}, **plain,
+                       max_tokens=o.max_new_tokens)
