@@ -100,8 +100,8 @@ def row_mixtures(
     keep = (rank < k[:, None]) & (probs >= min_p[:, None] * probs[:, :1])
     kept = probs * keep
     kept = torch.where(keep.all(-1, keepdim=True), probs, kept / kept.sum(-1, keepdim=True))
-    entropy = torch.where(greedy, 0., logits_entropy(logits, warmth)) if cold else torch.zeros_like(temperature)
-    return TokenDist(ids, kept).pad(width), entropy
+    entropy = logits_entropy(logits, warmth) if cold else torch.zeros_like(warmth[:, 0])
+    return TokenDist(ids, kept).pad(width), torch.where(greedy, 0., entropy)
 
 # %% ../nbs/14_vllm.ipynb #450368c3
 TABLES = dict(

@@ -1,5 +1,5 @@
 "What soft rows cost inside vLLM, on a CPU: python experiments/vllm/run.py, in an environment of tools/vllm_env.sh."
-import os, sys, time
+import os, time
 os.environ |= dict(VLLM_ENABLE_V1_MULTIPROCESSING='0', VLLM_CPU_KVCACHE_SPACE='1', VLLM_LOGGING_LEVEL='ERROR', VLLM_CPU_OMP_THREADS_BIND='nobind',
                    TORCH_COMPILE_DISABLE='1', OMP_NUM_THREADS='1')
 import json, platform
@@ -55,7 +55,8 @@ def main():
             cells.append(dict(batch=batch, ratios=ratios, over_plain=over_plain, seconds=timed))
             print(batch, {name: round(r['median'], 3) for name, r in ratios.items()}, flush=True)
     names = [line.partition(':')[2].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')]
-    record = dict(date=time.strftime('%Y-%m-%d'), command='python experiments/vllm/run.py ' + ' '.join(sys.argv[1:]), config=dict(vars(args), out=None),
+    record = dict(date=time.strftime('%Y-%m-%d'), command=f'python experiments/vllm/run.py --tokens {args.tokens} --rounds {args.rounds}',
+                  config={k: v for k, v in vars(args).items() if k != 'out'},
                   clock='seconds of this process', prompt=PROMPT,
                   versions=dict(python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__, vllm=vllm.__version__),
                   hardware=dict(cpu=names[0], cores=os.cpu_count(), threads=torch.get_num_threads()), runner='V1', cells=cells)
