@@ -16,7 +16,7 @@ setup(
     extras_require={key[:-len(tail)]: cfg[key].split() for key in cfg if key.endswith(tail)},
     entry_points=dict(
         console_scripts=cfg['console_scripts'].split(),
-        **{'lm_eval.models': cfg['lm_eval_models'].split()},
+        **{'lm_eval.models': cfg['lm_eval_models'].split(), 'vllm.general_plugins': cfg['vllm_plugins'].split()},
         nbdev=[f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
     ),
     zip_safe=False,

@@ -390,6 +390,7 @@ def _check_options(o):
 def _check_files(o):
     "Paths that cannot work are refused before any work is done."
     find_model(o.model)
+    if o.engine: _check_engine(o)
     if o.input is None:
         if o.prompt is not None: _check_text(o.prompt)
     elif o.prompt is not None or o.plot is not None:
@@ -403,6 +404,22 @@ def _check_files(o):
         raise ValueError(f"`--plot` must end in .png, .svg or .pdf, got {o.plot}.")
     for k in ("plot", "output"):
         if (path := getattr(o, k)) is not None: check_writable(k, Path(path))
+
+# %% ../nbs/11_cli.ipynb #11engchk
+def _check_engine(o):
+    "What another engine cannot do is refused before it is started."
+    if o.engine != "vllm": raise ValueError(f"`--engine` must be vllm, or be left out, got {o.engine}.")
+    if o.input is None: raise ValueError("`--engine vllm` answers files; give --input and --output.")
+    for k in ("recipe", "think_start", "top_p", "snap", "device"):
+        if getattr(o, k) is not None:
+            raise ValueError(f"`--{k}` does not go with --engine vllm; leave it out.")
+    if not o.top_k and o.temperature != 0:
+        raise ValueError("`--engine vllm` mixes the likeliest tokens only; give --top_k, how many.")
+
+def _load_engine(model, dtype, device, trust_remote_code):
+    "The engine, and the tokenizer."
+    from soft_decoding import engine_model
+    return engine_model(find_model(model), dtype, trust_remote_code)
 
 # %% ../nbs/11_cli.ipynb #24ba4392
 def _check_regular(output):
@@ -590,6 +607,7 @@ def _encode(model, tokenizer, text, o):
 def _decode(model, tokenizer, prompts, lines, o, **kwargs):
     "Softly decode a left-padded batch of lists of ids; each row draws from its own generator."
     import torch
+    if o.engine: return model.decode(tokenizer, prompts, lines, o)
     from soft_decoding import Think, soft_generate
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
     width, device = max(map(len, prompts)), model.device
@@ -712,6 +730,7 @@ def _settings(model, o):
     known = {k: getattr(o, k) for k in _DEPENDS.split()} | ({} if o.mass is None else dict(mass=o.mass))
     known |= dict(model=_model_name(o.model), weights=fingerprint(model), dtype=str(model.dtype),
                   device=model.device.type)
+    if o.engine: known["engine"] = o.engine
     if o.learned is None: return known
     return dict(known, mixing=o.learned.config, learned=fingerprint(o.learned))
 
@@ -730,7 +749,8 @@ def _records(out, tokenizer, rows, prompts, lines):
         head = dict(line=lines[row]) if given is None else dict(line=lines[row], id=given)
         yield dict(head, prompt=prompt, text=read(ids),
                    answer=read(ids[after:]), soft_tokens=phases.count(1), tokens=ids,
-                   entropies=[round(e, 6) for e in trace.entropy[:n, row].tolist()], phases=spans)
+                   entropies=[round(e, 6) if e == e else None for e in trace.entropy[:n, row].tolist()],
+                   phases=spans)
 
 # %% ../nbs/11_cli.ipynb #03bf641b
 def _run_batch(model, tokenizer, journal, prompts, batch, bad, o):
@@ -818,6 +838,7 @@ def generate(
     output: str = None,  # JSONL file for the records; the same command again resumes it
     prompt_key: str = None,  # Where a line has its prompt (the first of prompt, question, text)
     batch_size: int = 8,  # Prompts decoded together (8)
+    engine: str = None,  # vllm: answer the lines inside vLLM, which must be installed (transformers)
     progress: bool = False,  # Show a progress bar
     seed: int = 0,  # Of the draws with --sample (0)
     dtype: str = None,  # float32, bfloat16, float16 or float64 (as saved)
@@ -829,7 +850,7 @@ def generate(
     o = SimpleNamespace(**locals())
     _check_options(o)
     with quiet(debug):
-        loaded, tokenizer = load_model(model, dtype, device, trust_remote_code)
+        loaded, tokenizer = (_load_engine if engine else load_model)(model, dtype, device, trust_remote_code)
         if o.learned is not None: o.learned.to(loaded.device)
         if said := _own_markers(tokenizer, o): print(f"soft_generate: {said}", file=sys.stderr)
         o.made = _made_recipe(o, tokenizer)
