@@ -2,6 +2,7 @@
 
     python experiments/chains/run.py                        every confirming run that results/chains.json does not hold yet
     python experiments/chains/run.py --tune                 learning rates, on validation problems; goes first
+    python experiments/chains/run.py --again                the second confirmation, in results/chains_again.json
     python experiments/chains/run.py guided teacher --budgets 500 --data optimal --seeds 10 11
 
 README.md beside this file says what is compared, how much time each arm has, and what was settled before the first run.
@@ -300,6 +301,20 @@ def add(path, part, found):
     print(*(found[k] for k in ("arm", "data", "budget", "seed", "rate", "cpu_seconds", "scores")), flush=True)
 
 
+AGAIN = dict(guided=(1.2e-2, "soft"), teacher=(1.2e-2, "mean_16"), sampled=(1.2e-2, "greedy"))  # Rate and decoder; settled after the looks
+
+
+def again(path, names, seeds):
+    "The second confirmation: other seeds, another split, the safer rate."
+    CFG.split_seed = 2
+    train, heldout = TASK.split(CFG.heldout, CFG.split_seed)
+    for seed in seeds:
+        for name in names:
+            if any((r["arm"], r["seed"]) == (name, seed) for r in known(path, "runs")): continue
+            rate, way = AGAIN[name]
+            add(path, "runs", run(name, "optimal", 500, seed, rate, train, heldout) | dict(judged_by=way))
+
+
 def cost(names, steps=40, rounds=5):
     "CPU time of a step in guided ones: medians of interleaved runs."
     train, _ = TASK.split(CFG.heldout, CFG.split_seed)
@@ -319,6 +334,7 @@ def main():
     parser.add_argument("--data", nargs="+", default=["optimal"], help="optimal, random; 'optimal fresh' and 'random fresh' draw a chain at every visit")
     parser.add_argument("--budgets", type=int, nargs="+", default=list(RATES), choices=RATES, help="guided steps that take as long")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of the confirming runs")
+    parser.add_argument("--again", type=int, nargs="*", metavar="SEED", help="the second confirmation; seeds 20 to 29 if none is given")
     parser.add_argument("--rate", type=float, help="another learning rate than the tuned one: a look, kept apart from the confirming runs")
     parser.add_argument("--tune", action="store_true", help="try the learning rates")
     parser.add_argument("--cost", action="store_true", help="measure what a step of each arm costs")
@@ -330,6 +346,7 @@ def main():
     transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
     names = args.arms or [name for name, arm in ARMS.items() if not arm.rate_of]
     if args.cost: return cost(names)
+    if args.again is not None: return again(ROOT / "results/chains_again.json", args.arms or list(AGAIN), args.again or range(20, 30))
     if args.tune: return tune(args.record, names, args.data, args.budgets)
     do(args.record, names, args.data, args.budgets, args.seeds, args.rate)
 
