@@ -410,7 +410,7 @@ def _check_engine(o):
     "What another engine cannot do is refused before it is started."
     if o.engine != "vllm": raise ValueError(f"`--engine` must be vllm, or be left out, got {o.engine}.")
     if o.input is None: raise ValueError("`--engine vllm` answers files; give --input and --output.")
-    for k in ("recipe", "think_start", "top_p", "snap", "device"):
+    for k in ("recipe", "think_start", "top_p", "mass", "snap", "device"):
         if getattr(o, k) is not None:
             raise ValueError(f"`--{k}` does not go with --engine vllm; leave it out.")
     if not o.top_k and o.temperature != 0:
