@@ -615,7 +615,7 @@ def train(
     engine: str = "parallel",  # parallel or sequential (parallel)
     passes: int = None,  # Parallel: runs of the model (the values come from a rollout)
     hops: int = None,  # Parallel: steps of feedback that the gradient reaches back (1; shipped kind 0)
-    tolerance: float = None,  # Parallel: passes and hops stop when they change less
+    tolerance: float = None,  # Parallel: error of a logit that passes may leave; relative, of hops
     temperature: float = 1.,  # Of the fed mixtures (1)
     top_k: int = None,  # Of the fed mixtures; 0 is off (0; with rl 10, shipped kind 5)
     top_p: float = None,  # Of the fed mixtures

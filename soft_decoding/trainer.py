@@ -582,7 +582,7 @@ class SoftTrainingArguments(SafeTrainingArguments):
     engine: str = "parallel"  # "parallel" or "sequential" (exact, slow)
     passes: int | None = None  # Parallel: runs of the model; None takes the values from a rollout
     hops: int | None = 1  # Parallel: steps of feedback that the gradient reaches back; None: all
-    tolerance: float | None = None  # Parallel: passes and hops stop when they change less
+    tolerance: float | None = None  # Parallel: error of a logit that passes may leave; relative, of hops
     temperature: float = 1.  # Of the fed mixtures
     top_k: int | None = None  # Of the fed mixtures; None is off, as in the next two
     top_p: float | None = None  # Of the fed mixtures

@@ -138,7 +138,7 @@ def step_compiled(): return both("step", **SHORT)
 
 @check
 def step_compiled_float64():
-    "Also with a best k, which torch 2.11 cannot compile in float64: the model alone is compiled then."
+    "Also with a best k, which torch 2.11 did not compile in float64: the model alone was compiled then."
     return both("step")
 
 @check
