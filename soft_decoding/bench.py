@@ -304,7 +304,7 @@ def _bench_line(line, size, batch, o):
     "One line of one setting: seconds beside those of greedy decoding, seconds of its first run, memory."
     import torch
     tokens, cuda = o.tokens or BENCH_TOKENS[size], torch.device(o.device).type == "cuda"
-    torch._dynamo.reset()
+    torch.compiler.reset()
     if cuda: torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
     model, ids = _setting(size, batch, o.dtype, o.device, o.seed)
     cell = dict(size=size, batch=batch, line=line, tokens=tokens, weights=_bytes(model),
