@@ -1008,9 +1008,11 @@ def _graph(runner, inputs, fields, size, trace_k, keep):
     info = slim_info(info, soft, logits, {}, trace_k, keep)
     whole = torch.stack([info.token, info.phase, info.next_phase, *info.think_state.values()])
     flags = torch.stack([info.bad, info.is_soft, *([info.complete] if trace_k else [])])
-    belief = (None, None) if info.belief is None or info.belief is soft.dist else (info.belief.ids, info.belief.probs)
+    belief = None if info.belief is soft.dist else info.belief
+    belief = (None, None) if belief is None else (belief.ids, belief.probs)
     embeds = soft.to_embeds(fields["embedding"])[:, None]  # (b, d) -> (b, 1, d)
-    return embeds, whole, flags, info.entropy, soft.dist.ids, soft.dist.probs, *belief, info.scores, info.logits
+    dist = soft.dist.ids, soft.dist.probs
+    return embeds, whole, flags, info.entropy, *dist, *belief, info.scores, info.logits
 
 # %% ../nbs/02_rollout.ipynb #02cmpst0
 def _compiled_step(model, state, plugs, run, mode, idle):
@@ -1022,8 +1024,8 @@ def _compiled_step(model, state, plugs, run, mode, idle):
     if plugs.think is not None: mode, idle = "hard" if mode == "hard" else "both", True  # two graphs at most
     fields = dict(phase=state.phase, done=state.done if idle or run.ends else None, mode=mode,
                   think_state={k: v for k, v in state.think_state.items() if k != "hidden"})  # it grows
-    call = _graph_of(runner, state.compiled.config)
-    out = call(runner, inputs, vars(plugs) | fields, _usable_vocabulary(model, state), run.trace_k, tuple(run.keep))
+    call, size = _graph_of(runner, state.compiled.config), _usable_vocabulary(model, state)
+    out = call(runner, inputs, vars(plugs) | fields, size, run.trace_k, tuple(run.keep))
     embeds, *out = [_own(x) for x in out]
     soft, info = _unpacked(out, fields["think_state"], run.trace_k)
     if hidden is not None: info.think_state = _still_hiding(plugs.think, hidden, info)
