@@ -108,24 +108,32 @@ def cost(tokenizer, n=2):
         print(name, round((time.process_time() - began) / n, 2), flush=True)
 
 def run(name, seed, minutes, device, path):
-    "One run; measured before and after, with and without the filter on the mixture."
+    "One run; measured before and after, with and without the filter on the mixture, question by question."
     settle()
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     data, held_out = rows(tokenizer, seed)
     trainer = make_trainer(name, seed, steps := round(60 * minutes / COST[name]), data, tokenizer, device)
-    look = lambda top_k, size=8: measure(trainer.soft.model.eval().to(device), held_out, trainer.data_collator, device, top_k, size)
-    before = {key: means(look(k)) for key, k in WAYS.items()}
+    look = lambda: {key: measure(trainer.soft.model.eval().to(device), held_out, trainer.data_collator, device, k, 1) for key, k in WAYS.items()}
+    before = known_before(path, name, look)
     began = time.time()
     trainer.train()
     spent = time.time() - began
     trained = sum(p.numel() for p in trainer.soft.model.parameters() if p.requires_grad)
     log = [[h["step"], round(h["loss"], 4)] for h in trainer.state.log_history if "loss" in h]
-    found = dict(seed=seed, steps=steps, seconds=round(spent), device=device, parameters=trained, before=before,
-                 after={key: means(look(k)) for key, k in WAYS.items()}, log=log)
-    print(name, seed, steps, f"{spent:.0f} s", found["before"], found["after"], flush=True)
+    found = dict(seed=seed, steps=steps, seconds=round(spent), device=device, parameters=trained, before=before, after=told(look()), log=log)
+    print(name, seed, steps, f"{spent:.0f} s", *({k: x["means"] for k, x in found[when].items()} for when in ("before", "after")), flush=True)
     add(path, minutes, name, found)
-    found["questions"] = {key: by_question(look(k, 1)) for key, k in WAYS.items()}
-    add(path, minutes, name, found)
+
+def told(looks):
+    "Means, and the losses of each question, by way."
+    return {key: dict(means=means(found), questions=by_question(found)) for key, found in looks.items()}
+
+def known_before(path, name, look):
+    "What was measured before training: adapters of LoRA start as nothing, so one look serves all of them."
+    with_lora = [arm for arm in ARMS if ARMS[arm]["adapter"] == "lora"]
+    runs = json.loads(path.read_text())["runs"] if path.exists() else {}
+    found = [r["before"] for arm in with_lora for r in runs.get(arm, [])] if name in with_lora else []
+    return found[0] if found else told(look())
 
 def settle(): torch.set_num_threads(1); logging.set_verbosity_error(); logging.disable_progress_bar()
 
