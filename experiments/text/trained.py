@@ -5,6 +5,7 @@
     python experiments/text/trained.py guided_lora --seeds 1    these
     python experiments/text/trained.py --minutes 15             with less CPU time per run, in a record of its own
     python experiments/text/trained.py --device cuda    the same steps on a GPU; runs beside each other slow each other down
+    python experiments/text/trained.py --adapters FOLDER        keeps each adapter, as FOLDER/ARM_SEED
     python experiments/text/trained.py --cost                   CPU seconds of a step, interleaved
 
 A row is a GSM8K question in the chat template and its solution; the first 16 tokens of the reply may be soft. Every
@@ -107,7 +108,7 @@ def cost(tokenizer, n=2):
         trainer.train()
         print(name, round((time.process_time() - began) / n, 2), flush=True)
 
-def run(name, seed, minutes, device, path):
+def run(name, seed, minutes, device, path, adapters=None):
     "One run; measured before and after, with and without the filter on the mixture, question by question."
     settle()
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
@@ -118,6 +119,7 @@ def run(name, seed, minutes, device, path):
     began = time.time()
     trainer.train()
     spent = time.time() - began
+    if adapters: trainer.soft.model.save_pretrained(adapters / f"{name}_{seed}")
     trained = sum(p.numel() for p in trainer.soft.model.parameters() if p.requires_grad)
     log = [[h["step"], round(h["loss"], 4)] for h in trainer.state.log_history if "loss" in h]
     found = dict(seed=seed, steps=steps, seconds=round(spent), device=device, parameters=trained, before=before, after=told(look()), log=log)
@@ -165,13 +167,14 @@ def main():
     options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options.add_argument("--workers", type=int, default=1, help="runs at once")
     options.add_argument("--cost", action="store_true", help="measure what a step of each arm costs")
+    options.add_argument("--adapters", type=Path, help="folder to keep the adapters in")
     options.add_argument("--record", type=Path)
     given = options.parse_args()
     settle()
     if given.cost: return cost(AutoTokenizer.from_pretrained(FOLDER))
     path = given.record or RESULTS / ("text_trained.json" if given.minutes == 60 else f"text_trained_{given.minutes:g}.json")
     known = json.loads(path.read_text())["runs"] if path.exists() else {}
-    jobs = [(name, seed, given.minutes, given.device, path) for seed in given.seeds for name in given.arms or ARMS
+    jobs = [(name, seed, given.minutes, given.device, path, given.adapters) for seed in given.seeds for name in given.arms or ARMS
             if not any(r["seed"] == seed for r in known.get(name, []))]
     if given.workers == 1:
         for job in jobs: run(*job)

@@ -38,13 +38,14 @@ ARMS |= {name: dict(recipe=recipe, steps=16, changes=changes) for name, recipe, 
     ("soft_thinking", "soft-thinking", dict(scaled=True)), ("stochastic_gumbel", "stochastic-gumbel", {}),
     ("mixture_of_inputs", "mixture-of-inputs", {}), ("swireasoning", "swireasoning", dict(scaled=True)), ("selar", "selar", {}))}
 THRESHOLD = 2.5  # Nats: about the mean entropy of the default's soft steps
+SPANLESS = "mixture-of-inputs", "selar", "cot2", "coconut"  # Methods that take no span
 MIXERS = dict(plain=plain_mixer, norm=norm_mixer, gumbel=GumbelMixer(.5))
 
 def plugs(arm, tokenizer):
     "The arguments of a rollout; its first steps are a span, for the model has no markers."
     span = Think(max_tokens=0 if arm.get("greedy") or arm.get("sampled") else arm["steps"])
     if "recipe" in arm:
-        own = {} if arm["recipe"] in ("mixture-of-inputs", "selar") else dict(think=span)
+        own = {} if arm["recipe"] in SPANLESS else dict(think=span)
         return dict(recipe(arm["recipe"], tokenizer, **own, **arm["changes"]))
     if arm.get("greedy"): return dict(think=span, sampling=Sampling(0.))
     if arm.get("sampled"): return dict(think=span, sampling=Sampling(1., 10), do_sample=True)
