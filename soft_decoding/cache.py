@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'cache_of', 'cache_name', 'replace_cache', 'cache_layers', 'past_length', 'room_left', 'layer_in_place',
-           'written_in_place', 'is_stateful', 'can_cut_back', 'cut_back', 'reorder_cache']
+           'written_in_place', 'is_stateful', 'reorder_cache', 'AppendLayer', 'can_cut_back', 'cut_back', 'give_room']
 
 # %% ../nbs/01a_cache.ipynb #01acch04
 import inspect
 
+import torch
 from torch import Tensor
 from transformers import cache_utils
 from transformers.cache_utils import (
@@ -98,23 +99,6 @@ def is_stateful(
     layers = cache_layers(cache)
     return not layers or any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
 
-# %% ../nbs/01a_cache.ipynb #01cutbk1
-def can_cut_back(
-    cache,  # Of a model, after a run; None: no cache
-) -> bool:
-    "Whether the latest positions can be taken back."
-    layers = cache_layers(cache)
-    return bool(layers) and all(type(layer) in (DynamicLayer, _placeholder) for layer in layers)
-
-# %% ../nbs/01a_cache.ipynb #01cutbk2
-def cut_back(
-    cache,  # Of a model, that `can_cut_back`
-    length: int,  # Positions to keep, from the first
-):  # The same cache
-    "Take back all but the first positions."
-    if (spare := past_length(cache) - length) > 0: cache.crop(-spare)
-    return cache
-
 # %% ../nbs/01a_cache.ipynb #0ebe59a6
 def reorder_cache(
     cache,  # Of a model; None: no cache
@@ -129,4 +113,79 @@ def reorder_cache(
     more_than_layers = own("batch_select_indices") and not own("reorder_cache")
     reorder = cache.batch_select_indices if more_than_layers else cache.reorder_cache
     reorder(idx)
+    return cache
+
+# %% ../nbs/01a_cache.ipynb #01room01
+class _Append(torch.autograd.Function):
+    "All that a buffer holds up to and with `new`, which is written behind `before`."
+    @staticmethod
+    def forward(ctx, before, new, buffer):
+        ctx.length = 0 if before is None else before.shape[-2]
+        whole = buffer.data[..., :ctx.length + new.shape[-2], :]  # of `data`: what a graph needs stays as it is
+        whole[..., ctx.length:, :] = new
+        return whole
+
+    @staticmethod
+    def backward(ctx, grad):
+        before = grad[..., :ctx.length, :] if ctx.length else None
+        return before, grad[..., ctx.length:, :], None
+
+# %% ../nbs/01a_cache.ipynb #01room02
+class AppendLayer(DynamicLayer):
+    "Keys and values `(b, h, t, d)` of a graph, held once."
+    def __init__(
+        self,
+        room: int,  # Positions that a buffer has room for; with more there is a new one, twice as long
+    ):
+        super().__init__()
+        self.room, self.held = room, {}  # name -> what was handed out last, and the buffer it is part of
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized: self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = self._grown("keys", key_states), self._grown("values", value_states)
+        return self.keys, self.values
+
+    def _grown(self, name, new):
+        "What there is, and `new` behind it."
+        before, (known, buffer) = getattr(self, name), self.held.get(name, (None, None))
+        if not before.numel(): before = None
+        length = new.shape[-2] + (0 if before is None else before.shape[-2])
+        if buffer is None or before is not known or length > buffer.shape[-2]:  # cropped, reordered, or full
+            room = self.room if length <= self.room else 2 * length
+            buffer = new.new_empty(*new.shape[:-2], room, new.shape[-1])
+            if before is not None: before = _Append.apply(None, before, buffer)
+        whole = _Append.apply(before, new, buffer)
+        self.held[name] = whole, buffer
+        return whole
+
+# %% ../nbs/01a_cache.ipynb #01cutbk1
+def can_cut_back(
+    cache,  # Of a model, after a run; None: no cache
+) -> bool:
+    "Whether the latest positions can be taken back."
+    layers = cache_layers(cache)
+    return bool(layers) and all(type(layer) in (DynamicLayer, AppendLayer, _placeholder) for layer in layers)
+
+# %% ../nbs/01a_cache.ipynb #01cutbk2
+def cut_back(
+    cache,  # Of a model, that `can_cut_back`
+    length: int,  # Positions to keep, from the first
+):  # The same cache
+    "Take back all but the first positions."
+    if (spare := past_length(cache) - length) > 0: cache.crop(-spare)
+    return cache
+
+# %% ../nbs/01a_cache.ipynb #01room03
+def give_room(
+    cache,  # Of a model, after a run
+    length: int,  # Positions that it will hold, with those it has
+):  # The same cache
+    "Let the layers that grow do so in buffers; a cache with others is left alone."
+    if not can_cut_back(cache): return cache
+    layers = cache_layers(cache)
+    for i, layer in enumerate(layers):
+        if type(layer) is not DynamicLayer or not layer.is_initialized: continue
+        layers[i] = new = AppendLayer(length)
+        new.lazy_initialization(layer.keys, layer.values)
+        new.keys, new.values = layer.keys, layer.values
     return cache

@@ -24,7 +24,8 @@ from transformers.generation import GenerationMixin
 from transformers.utils import ModelOutput
 
 from .cache import (
-    cache_name, cache_of, is_stateful, past_length, reorder_cache, replace_cache, room_left, written_in_place)
+    cache_name, cache_of, give_room, is_stateful, past_length, reorder_cache,
+    replace_cache, room_left, written_in_place)
 from .dist import Sampling, TokenDist, invalid_rows, logits_entropy, step_generators
 from .soft_embed import SoftToken, mix_embeds, plain_mixer, table_size
 
@@ -651,7 +652,7 @@ def soft_rollout(
         for _ in _steps(steps, progress):
             if mode == "done": break
             soft, info, state = _step(model, state, plugs, run, mode, idle)
-            if grad and not infos: _check_differentiable(model, cache_of(state.model_kwargs))
+            if grad and not infos: _prepare_graph(model, state, steps)
             input_ids = torch.cat([state.input_ids, info.token[:, None]], 1)
             infos.append(info)
             state = replace(state, input_ids=input_ids, soft=soft, unseen=None, step=state.step + 1, outputs={},
@@ -864,12 +865,13 @@ def _check_checkpointing(model):
                                   "`model.gradient_checkpointing_disable()` or `model.eval()` first.")
 
 # %% ../nbs/02_rollout.ipynb #83dcd9ff
-def _check_differentiable(model, cache):
-    "Gradients cannot pass through a cache that is written in place."
-    if written_in_place(cache):
+def _prepare_graph(model, state, steps):
+    "After the first step: room for the graph, which cannot pass through a cache that is written in place."
+    if written_in_place(cache := cache_of(state.model_kwargs)):
         raise NotImplementedError("`grad=True` needs a cache that is not written in place; "
                                   f"{type(model).__name__} has a {type(cache).__name__} that is. "
                                   "Pass `use_cache=False`.")
+    give_room(cache, state.past() + steps)
 
 # %% ../nbs/02_rollout.ipynb #34d5fb30
 @patch
