@@ -48,6 +48,16 @@ class Mixer:
         "How likely the draw was under `dist`; differentiable in `dist`."
         raise NotImplementedError
 
+    def divergence(
+        self,
+        dist: TokenDist,  # After the filters, (..., k)
+        other: TokenDist,  # On the same support, (..., k)
+        draw: dict | None = None,  # What a soft token keeps of a draw, for mixers whose spread is kept there
+    ) -> Tensor:  # Nats (...)
+        "KL of what is drawn under two distributions, or a lower bound of it: that of a token."
+        return token_kl(dist, other)
+
+
 # %% ../nbs/04_gumbel.ipynb #fe3e0e99
 def _check_support(draw, dist):
     "The distribution in float64; scores of draws from another support, or in another order, mean nothing."
@@ -71,6 +81,14 @@ def token_log_prob(dist, token):
     "Of a token; -inf where it has no mass, with a gradient of 0."
     p = dist.prob_of(token)
     return torch.where(p > 0, torch.where(p > 0, p, 1.).log(), -math.inf)
+
+# %% ../nbs/04_gumbel.ipynb #04tokkl0
+def token_kl(dist, other):
+    "KL of a token drawn from `dist` to one from `other`, on one support; nats."
+    p, q = dist.probs, other.probs
+    known = p > 0
+    logs = torch.where(known, p, 1.).log() - torch.where(known, q, 1.).log()
+    return torch.where(known, p * logs, 0.).sum(-1)
 
 # %% ../nbs/04_gumbel.ipynb #85dd1d00
 def _noise(ctx, dist):
@@ -288,6 +306,13 @@ def log_prob(self: GaussianMixer, draw: dict, dist: TokenDist) -> Tensor:
     off = (draw["embeds"] - mean) / sigma.unsqueeze(-1)
     return -off.square().sum(-1) / 2 - mean.shape[-1] * (sigma * math.sqrt(2 * math.pi)).log()
 
+# %% ../nbs/04_gumbel.ipynb #04gaukl0
+@patch
+def divergence(self: GaussianMixer, dist: TokenDist, other: TokenDist, draw: dict) -> Tensor:
+    "Of two normal vectors with one spread: the squared distance of their means over twice the variance."
+    means = (mix_embeds(x, self._last).double() for x in (dist, other))
+    return (next(means) - next(means)).square().sum(-1) / (2 * draw["sigma"].square())
+
 # %% ../nbs/04_gumbel.ipynb #a6fc9dee
 @patch
 def _spread(self: GaussianMixer):
@@ -322,6 +347,12 @@ def __call__(self: KSampleMixer, dist: TokenDist, ctx) -> SoftToken:
 def log_prob(self: KSampleMixer, draw: dict, dist: TokenDist) -> Tensor:
     "The sum over the drawn tokens, in their order."
     return _check_support(draw, dist).log_probs().gather(-1, draw["slots"]).sum(-1)
+
+# %% ../nbs/04_gumbel.ipynb #04ksakl0
+@patch
+def divergence(self: KSampleMixer, dist: TokenDist, other: TokenDist, draw: dict | None = None) -> Tensor:
+    "Of `k` tokens drawn one by one."
+    return self.k * token_kl(dist, other)
 
 # %% ../nbs/04_gumbel.ipynb #7781f6ca
 def _slot(dist, generator):

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .dist import Sampling, TokenDist
-from .gumbel import Mixer, token_log_prob
+from .gumbel import Mixer, token_kl, token_log_prob
 from .rollout import Guidance, Phase, State, StepContext, forward, soft_passes
 from .soft_embed import SoftToken
 
@@ -310,17 +310,14 @@ def support_kl(
     logits: Tensor,  # Of the policy, before each step `(b, s, v)`
     reference: Tensor,  # Of the reference `(b, s, v)`
     sampling: Callable = Sampling(),  # Of the mixtures
+    mixer: Mixer | None = None,  # That drew; None: as for one token per step
 ) -> Tensor:  # Nats `(b, s)`; 0 where nothing was chosen
-    "KL(policy || reference): of soft steps on their support, of answer steps over the vocabulary."
-    soft = _kl(*(sampling.on(x, draws.support, draws) for x in (logits, reference)))
-    whole = [TokenDist(None, x.softmax(-1)) for x in (logits, reference)]
-    return torch.where(draws.soft, soft, _kl(*whole)).masked_fill(~draws.acts, 0.)
-
-# %% ../nbs/08_rl.ipynb #f8cde061
-def _kl(p, q):
-    "Over entries in one order."
-    known = p.probs > 0
-    return torch.where(known, p.probs * (p.log_probs() - torch.where(known, q.log_probs(), 0.)), 0.).sum(-1)
+    "KL(policy || reference): of what is drawn in soft steps, of answer steps over the vocabulary."
+    both = [sampling.on(x, draws.support, draws) for x in (logits, reference)]
+    soft = token_kl(*both) if mixer is None else mixer.divergence(*both, draws.fed.draw)
+    if mixer is not None and mixer.reads_apart: soft = soft + token_kl(*both)
+    whole = token_kl(*(TokenDist(None, x.softmax(-1)) for x in (logits, reference)))
+    return torch.where(draws.soft, soft, whole).to(logits.dtype).masked_fill(~draws.acts, 0.)
 
 # %% ../nbs/08_rl.ipynb #08entr00
 def step_entropy(

@@ -318,8 +318,7 @@ def score(
     with torch.set_grad_enabled(torch.is_grad_enabled() and self.entropy_graph):
         out["entropy"] = step_entropy(draws, logits, sampling)
     if with_kl:
-        apart = support_kl(draws, logits, self.reference_logits(draws), sampling)
-        out["kl"] = torch.where(draws.soft, apart * getattr(mixer, "k", 1), apart)  # K tokens are K choices
+        out["kl"] = support_kl(draws, logits, self.reference_logits(draws), sampling, mixer)
     if self.value_head is not None: out["values"] = self.value_head(hidden)
     return out
 
