@@ -122,7 +122,7 @@ class _Append(torch.autograd.Function):
     def forward(ctx, before, new, buffer):
         ctx.length = 0 if before is None else before.shape[-2]
         whole = buffer.data[..., :ctx.length + new.shape[-2], :]  # of `data`: what a graph needs stays as it is
-        whole[..., ctx.length:, :] = new
+        whole.narrow(-2, ctx.length, new.shape[-2]).copy_(new)
         return whole
 
     @staticmethod
@@ -132,7 +132,7 @@ class _Append(torch.autograd.Function):
 
 # %% ../nbs/01a_cache.ipynb #01room02
 class AppendLayer(DynamicLayer):
-    "Keys and values `(b, h, t, d)` of a graph, held once."
+    "Keys and values `(b, h, t, d)`, written behind each other, held once."
     def __init__(
         self,
         room: int,  # Positions that a buffer has room for; with more there is a new one, twice as long
@@ -150,13 +150,19 @@ class AppendLayer(DynamicLayer):
         before, (known, buffer) = getattr(self, name), self.held.get(name, (None, None))
         if not before.numel(): before = None
         length = new.shape[-2] + (0 if before is None else before.shape[-2])
-        if buffer is None or before is not known or length > buffer.shape[-2]:  # cropped, reordered, or full
+        if before is not known or not _takes(buffer, length):  # cropped, reordered, or full
             room = self.room if length <= self.room else 2 * length
             buffer = new.new_empty(*new.shape[:-2], room, new.shape[-1])
             if before is not None: before = _Append.apply(None, before, buffer)
         whole = _Append.apply(before, new, buffer)
         self.held[name] = whole, buffer
         return whole
+
+# %% ../nbs/01a_cache.ipynb #01room2a
+def _takes(buffer, length):
+    "Whether a buffer has room for so many positions, and may be written to."
+    if buffer is None or length > buffer.shape[-2]: return False
+    return torch.is_inference_mode_enabled() or not buffer.is_inference()
 
 # %% ../nbs/01a_cache.ipynb #01cutbk1
 def can_cut_back(
@@ -178,14 +184,14 @@ def cut_back(
 # %% ../nbs/01a_cache.ipynb #01room03
 def give_room(
     cache,  # Of a model, after a run
-    length: int,  # Positions that it will hold, with those it has
+    more: int,  # Positions to come
 ):  # The same cache
     "Let the layers that grow do so in buffers; a cache with others is left alone."
-    if not can_cut_back(cache): return cache
+    if not can_cut_back(cache) or getattr(cache, "offloading", False): return cache
     layers = cache_layers(cache)
     for i, layer in enumerate(layers):
         if type(layer) is not DynamicLayer or not layer.is_initialized: continue
-        layers[i] = new = AppendLayer(length)
+        layers[i] = new = AppendLayer(layer.get_seq_length() + more)
         new.lazy_initialization(layer.keys, layer.values)
         new.keys, new.values = layer.keys, layer.values
     return cache

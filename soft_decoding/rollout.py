@@ -652,7 +652,7 @@ def soft_rollout(
         for _ in _steps(steps, progress):
             if mode == "done": break
             soft, info, state = _step(model, state, plugs, run, mode, idle)
-            if grad and not infos: _prepare_graph(model, state, steps)
+            if not infos: _make_room(model, state, steps, grad, select)
             input_ids = torch.cat([state.input_ids, info.token[:, None]], 1)
             infos.append(info)
             state = replace(state, input_ids=input_ids, soft=soft, unseen=None, step=state.step + 1, outputs={},
@@ -865,13 +865,15 @@ def _check_checkpointing(model):
                                   "`model.gradient_checkpointing_disable()` or `model.eval()` first.")
 
 # %% ../nbs/02_rollout.ipynb #83dcd9ff
-def _prepare_graph(model, state, steps):
-    "After the first step: room for the graph, which cannot pass through a cache that is written in place."
-    if written_in_place(cache := cache_of(state.model_kwargs)):
+def _make_room(model, state, steps, grad, select):
+    "After the first step: a cache that is appended to; a graph cannot pass through one that is overwritten."
+    if grad and written_in_place(cache := cache_of(state.model_kwargs)):
         raise NotImplementedError("`grad=True` needs a cache that is not written in place; "
                                   f"{type(model).__name__} has a {type(cache).__name__} that is. "
                                   "Pass `use_cache=False`.")
-    give_room(cache, state.past() + steps)
+    if not grad and select is not None: return  # rows may be reordered at every step, which is a copy anyhow
+    more = steps if grad else min(steps, state.input_ids.shape[1] + 64)  # a full one doubles
+    give_room(cache_of(state.model_kwargs), more)
 
 # %% ../nbs/02_rollout.ipynb #34d5fb30
 @patch
