@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLAIN_ONLY', 'UNFILTERED', 'TABLES', 'KNOWN', 'ARCHITECTURES', 'SPARE', 'SoftRequest', 'soft_request',
-           'check_request', 'row_mixtures', 'SoftRows', 'said_of', 'noise_of', 'gumbel_weights', 'entry_at',
-           'sample_weights', 'rows_of', 'filler_of', 'emit', 'processor_class', 'processor_v2_class', 'query_starts',
+           'check_request', 'row_mixtures', 'noise_of', 'gumbel_weights', 'entry_at', 'sample_weights', 'SoftRows',
+           'said_of', 'rows_of', 'filler_of', 'emit', 'processor_class', 'processor_v2_class', 'query_starts',
            'model_class', 'state_class', 'check_engine', 'register', 'config_hook', 'soft_engine', 'engine_options',
            'soft_params', 'soft_trace', 'span_phases', 'best_of', 'likeliest', 'mixer_of', 'drawn_again',
            'mixed_weights', 'step_entropy', 'engine_model', 'EngineModel', 'command_params', 'EngineRollouts',
@@ -13,7 +13,9 @@ __all__ = ['PLAIN_ONLY', 'UNFILTERED', 'TABLES', 'KNOWN', 'ARCHITECTURES', 'SPAR
 
 # %% ../nbs/14_vllm.ipynb #dd3da1c5
 import math, re, sys, weakref
-from dataclasses import dataclass, fields
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
+from itertools import chain
 from types import SimpleNamespace
 
 from fastcore.basics import patch
@@ -127,6 +129,64 @@ def row_mixtures(
     entropy = logits_entropy(logits, warmth) if cold else torch.zeros_like(warmth[:, 0])
     return TokenDist(ids, kept).pad(width), torch.where(greedy, 0., entropy)
 
+# %% ../nbs/14_vllm.ipynb #14noise0
+def noise_of(
+    asked: SoftRequest,
+    steps: int,  # Soft steps, at most
+    room: int,  # All steps, at most
+) -> dict:  # Gumbel noise `(steps, k)`, uniform numbers `(steps, samples)`, and those of the answer `(room,)`
+    "All noise of a request, by seed and step as in `soft_rollout`; what is not needed is empty."
+    import torch
+    from soft_decoding.dist import step_generators
+    from soft_decoding.gumbel import gumbel_noise
+    seeded = lambda: [torch.Generator().manual_seed(int(asked.seed))]
+    at = lambda step, stream=0: step_generators(seeded(), step, stream)
+    even = lambda g, n: [torch.empty(1, dtype=torch.float64).uniform_(generator=g).item() for _ in range(n)]
+    k = asked.k if asked.mixer == "gumbel" else 0
+    n = (asked.samples or 3) if asked.mixer == "k-sample" else 0
+    noise = [gumbel_noise(torch.empty(1, k), at(s)) for s in range(steps)] if k else []
+    lots = [even(at(s)[0], n) for s in range(steps)] if n else []
+    luck = [] if asked.answer_temperature is None else [even(at(s, 1)[0], 1)[0] for s in range(room)]
+    return dict(noise=torch.cat([torch.empty(0, k), *noise]), luck=torch.tensor(luck, dtype=torch.float64),
+                lots=torch.tensor(lots, dtype=torch.float64).view(len(lots), n))
+
+# %% ../nbs/14_vllm.ipynb #14gumbel
+def gumbel_weights(
+    dist,  # What each row mixes, a TokenDist `(b, k)`
+    noise,  # Gumbel noise of its entries, `(b, k)`
+    tau,  # Relaxation of each row, `(b,)`
+):  # A TokenDist `(b, k)`
+    "Gumbel-softmax weights."  # jang2017gumbel
+    from soft_decoding.dist import TokenDist
+    return TokenDist(dist.ids, ((dist.log_probs() + noise) / tau[:, None]).softmax(-1))
+
+# %% ../nbs/14_vllm.ipynb #14entry0
+def entry_at(
+    probs,  # `(b, k)`
+    uniform,  # Numbers in [0, 1), `(b, j)`
+):  # `(b, j)`
+    "The entry that each uniform number falls into."
+    import torch
+    heights = probs.cumsum(-1, dtype=torch.float64)
+    total = heights[:, -1:]
+    below = total.nextafter(torch.zeros_like(total))
+    at = torch.searchsorted(heights, torch.minimum(uniform * total, below), right=True)
+    return at.clamp_max(probs.shape[-1] - 1)
+
+# %% ../nbs/14_vllm.ipynb #14sample
+def sample_weights(
+    dist,  # What each row mixes, a TokenDist `(b, k)`
+    uniform,  # `(b, j)`
+    samples,  # How many tokens each row draws, `(b,)`
+):  # A TokenDist `(b, k)`, and the first token `(b,)`
+    "The mean of drawn tokens."
+    import torch
+    from soft_decoding.dist import TokenDist
+    slots, share = entry_at(dist.probs, uniform), (1 / samples.clamp_min(1))[:, None].to(dist.probs)
+    counts = torch.arange(uniform.shape[1], device=samples.device) < samples[:, None]
+    weights = torch.zeros_like(dist.probs).scatter_add(-1, slots, counts * share)
+    return TokenDist(dist.ids, weights), dist.ids.gather(-1, slots[:, :1])[:, 0]
+
 # %% ../nbs/14_vllm.ipynb #450368c3
 TABLES = dict(
     ids=("snk", "int64", 0), weights=("snk", "float32", 0), soft=("sn", "bool", False),  # mixtures, by step
@@ -136,9 +196,9 @@ TABLES = dict(
     count=("s", "int64", 0), calm=("s", "int64", 0),  # soft steps, and how many of low entropy in a row
     k=("s", "int64", 1), temperature=("s", "float32", 1), min_p=("s", "float32", 0), steps=("s", "int64", 0),
     threshold=("s", "float32", -1), patience=("s", "int64", 1), filler=("s", "int64", 0),  # as asked
-    noise=("sng", "float32", 0), lots=("snj", "float64", 0), luck=("sa", "float64", 0),  # what draws are made of
+    noise=("sng", "float32", 0), lots=("snj", "float64", 0), luck=("sa", "float64", 0),  # what is drawn with
     tau=("s", "float32", 0), samples=("s", "int64", 0), warmth=("s", "float32", 0),  # 0: nothing is drawn
-)  # Name -> its dimensions (slots, steps, entries, marker, what is drawn), dtype, and what an empty place holds
+)  # Name -> its dimensions (slots, steps, entries, marker, draws), dtype, and what an empty place holds
 
 class SoftRows:
     "The mixtures of all soft requests in flight, and where their spans stand."
@@ -276,63 +336,6 @@ def said_of(recent, now):
         fits = (recent[:, width - n:] == begins).all(1) & (n < now.marker)
         said = torch.where(fits, n, said)
     return said
-
-# %% ../nbs/14_vllm.ipynb #14noise0
-def noise_of(
-    asked: SoftRequest,
-    steps: int,  # Soft steps, at most
-    room: int,  # All steps, at most
-) -> dict:  # Gumbel noise `(steps, k)`, uniform numbers `(steps, samples)`, and those of the answer `(room,)`
-    "All noise of a request, keyed by its seed and the step as in `soft_rollout`; what is not needed has no columns."
-    import torch
-    from soft_decoding.dist import step_generators
-    from soft_decoding.gumbel import gumbel_noise
-    at = lambda step, stream=0: step_generators([torch.Generator().manual_seed(int(asked.seed))], step, stream)
-    even = lambda g, n: [torch.empty(1, dtype=torch.float64).uniform_(generator=g).item() for _ in range(n)]
-    k = asked.k if asked.mixer == "gumbel" else 0
-    n = (asked.samples or 3) if asked.mixer == "k-sample" else 0
-    noise = [gumbel_noise(torch.empty(1, k), at(s)) for s in range(steps)] if k else []
-    lots = [even(at(s)[0], n) for s in range(steps)] if n else []
-    luck = [] if asked.answer_temperature is None else [even(at(s, 1)[0], 1)[0] for s in range(room)]
-    return dict(noise=torch.cat([torch.empty(0, k), *noise]), luck=torch.tensor(luck, dtype=torch.float64),
-                lots=torch.tensor(lots, dtype=torch.float64).view(len(lots), n))
-
-# %% ../nbs/14_vllm.ipynb #14gumbel
-def gumbel_weights(
-    dist,  # What each row mixes, a TokenDist `(b, k)`
-    noise,  # Gumbel noise of its entries, `(b, k)`
-    tau,  # Relaxation of each row, `(b,)`
-):  # A TokenDist `(b, k)`
-    "Gumbel-softmax weights."  # jang2017gumbel
-    from soft_decoding.dist import TokenDist
-    return TokenDist(dist.ids, ((dist.log_probs() + noise) / tau[:, None]).softmax(-1))
-
-# %% ../nbs/14_vllm.ipynb #14entry0
-def entry_at(
-    probs,  # `(b, k)`
-    uniform,  # Numbers in [0, 1), `(b, j)`
-):  # `(b, j)`
-    "The entry that each uniform number falls into."
-    import torch
-    heights = probs.cumsum(-1, dtype=torch.float64)
-    total = heights[:, -1:]
-    below = total.nextafter(torch.zeros_like(total))
-    at = torch.searchsorted(heights, torch.minimum(uniform * total, below), right=True)
-    return at.clamp_max(probs.shape[-1] - 1)
-
-# %% ../nbs/14_vllm.ipynb #14sample
-def sample_weights(
-    dist,  # What each row mixes, a TokenDist `(b, k)`
-    uniform,  # `(b, j)`
-    samples,  # How many tokens each row draws, `(b,)`
-):  # A TokenDist `(b, k)`, and the first token `(b,)`
-    "The mean of drawn tokens."
-    import torch
-    from soft_decoding.dist import TokenDist
-    slots, share = entry_at(dist.probs, uniform), (1 / samples.clamp_min(1))[:, None].to(dist.probs)
-    counts = torch.arange(uniform.shape[1], device=samples.device) < samples[:, None]
-    weights = torch.zeros_like(dist.probs).scatter_add(-1, slots, counts * share)
-    return TokenDist(dist.ids, weights), dist.ids.gather(-1, slots[:, :1])[:, 0]
 
 # %% ../nbs/14_vllm.ipynb #14drawn0
 @patch
@@ -843,7 +846,7 @@ def span_phases(
 def best_of(
     scores: dict,  # Of one step: id -> what vLLM says of it
 ) -> tuple[list, list]:  # Ids, and log-probabilities, the likeliest first
-    "The likeliest tokens of a step, of equals the lowest id first, without the emitted one if it is none of them."
+    "The likeliest tokens of a step, of equals the lowest id first; the emitted one if it is among them."
     ranked = sorted((s.rank, i, s.logprob) for i, s in scores.items())
     best = [(-logp, i) for n, (rank, i, logp) in enumerate(ranked, 1) if rank <= n]
     return [i for _, i in sorted(best)], [-x for x, _ in sorted(best)]
@@ -875,8 +878,8 @@ def mixer_of(
 def drawn_again(
     outs: list,  # `CompletionOutput`s of vLLM
     asked: list,  # What each asked for, a SoftRequest with a mixer; alike but for the seed
-):  # For each step that may be soft a TokenDist `(b, k)`, and what the mixer made of it, a SoftToken `(b, ...)`
-    "What requests drew, from their seeds and what came back; the values of a row behind its end mean nothing."
+):  # For each step that may be soft, a TokenDist `(b, k)` and the SoftToken `(b, ...)` that was drawn
+    "What requests drew, from their seeds and what came back; behind a row's end it means nothing."
     import torch
     from soft_decoding.dist import Sampling, TokenDist, step_generators
     one, mixer = asked[0], mixer_of(asked[0])
@@ -989,12 +992,13 @@ class EngineRollouts:
         "A completion for every row."
         self.sync(policy.model)
         params, ids = rollout_params(policy, seeds), prompts["input_ids"]
-        asks = [dict(prompt_token_ids=row[mask.bool()].tolist()) for row, mask in zip(ids, prompts["attention_mask"])]
+        asks = [row[mask.bool()].tolist() for row, mask in zip(ids, prompts["attention_mask"])]
         limit = self.llm.llm_engine.vllm_config.model_config.max_model_len
-        if (longest := max(len(ask["prompt_token_ids"]) for ask in asks)) + policy.length > limit:
+        if (longest := max(map(len, asks))) + policy.length > limit:
             raise ValueError(f"The engine's `max_model_len` must be at least {longest + policy.length}, "
                              f"the longest prompt and a completion, got {limit}.")
-        return engine_steps(policy, prompts, self.llm.generate(asks, params, use_tqdm=False), params)
+        outputs = self.llm.generate([dict(prompt_token_ids=x) for x in asks], params, use_tqdm=False)
+        return engine_steps(policy, prompts, outputs, params)
 
 # %% ../nbs/14_vllm.ipynb #14rolsyn
 @patch
@@ -1010,7 +1014,6 @@ def plain_weights(
 ):  # Pairs of a name and a tensor
     "The weights as a plain model would save them."
     if hasattr(model, "merge_and_unload"):
-        from copy import deepcopy
         model = deepcopy(model).merge_and_unload()  # merging in place and back would leave its rounding
     for name, weight in model.state_dict().items(): yield name, weight.detach()
 
@@ -1022,11 +1025,13 @@ def rollout_params(
     "What a policy wants drawn, as requests."
     think, sampling, mixer = policy.think, policy.plugs["sampling"], policy.plugs["mixer"]
     warmth = 1. if (t := policy.plugs["answer_sampling"].temperature) is None else float(t)
-    own, v = dict(mixer="k-sample", samples=getattr(mixer, "k", None)), len(policy.model.get_input_embeddings().weight)
+    v = len(policy.model.get_input_embeddings().weight)
+    own = dict(mixer="k-sample", samples=getattr(mixer, "k", None))
     if hasattr(mixer, "tau"): own = dict(mixer="gumbel", tau=float(mixer.tau))
-    soft = dict(own, seed=0, steps=think.max_tokens, end=think.end, entropy_threshold=think.entropy_threshold,
-                patience=think.patience, top_k=min(v, sampling.top_k) if sampling.top_k else None, min_p=sampling.min_p or None,
-                temperature=sampling.temperature, answer_temperature=warmth)
+    soft = dict(own, seed=0, steps=think.max_tokens, end=think.end, patience=think.patience,
+                entropy_threshold=think.entropy_threshold, temperature=sampling.temperature,
+                top_k=sampling.top_k and min(v, sampling.top_k), min_p=sampling.min_p or None,
+                answer_temperature=warmth)
     soft = {f"soft_{name}": value for name, value in soft.items() if value is not None}
     rest = dict(max_tokens=policy.length, ignore_eos=True, stop_token_ids=list(policy.ends), detokenize=False,
                 logprobs=min(v, soft_request(soft).k + SPARE) if warmth == 1 else v)
@@ -1039,7 +1044,6 @@ def check(
     policy,  # A `PolicyModule`
 ):
     "Refuse in one line what would not be drawn as the policy draws it."
-    from itertools import chain
     for wrong, what in chain(_undrawable(policy), _unfit(self.llm, policy)):
         if wrong: raise ValueError(f"Rollouts in vLLM need {what}.")
 
@@ -1057,8 +1061,9 @@ def _undrawable(policy):
     yield type(sampling) is not Sampling, f"a plain Sampling of the mixtures, got {type(sampling).__name__}"
     for name in ("top_p", "mass", "temperature_last"):
         yield getattr(sampling, name, None), f"mixtures without `{name}`; use `top_k` or `min_p`"
-    yield not (getattr(sampling, "top_k", None) or getattr(sampling, "min_p", None)), "`top_k` or `min_p` for mixtures"
-    yield getattr(sampling, "temperature", None) == 0, "a positive temperature of mixtures, or nothing is drawn"
+    bounded = getattr(sampling, "top_k", None) or getattr(sampling, "min_p", None)
+    yield not bounded, "`top_k` or `min_p` for mixtures"
+    yield getattr(sampling, "temperature", None) == 0, "a positive temperature of mixtures to draw from"
     yield think.then != "answer", "a `Think` with an answer, without `then='stop'`"
     yield {*(think.end or ())} & {*policy.ends}, "an end of the span without the end of the text in it"
 
@@ -1086,7 +1091,6 @@ def engine_steps(
 ) -> tuple:  # State and steps, as of `soft_rollout`
     "What requests drew, in the form of a rollout."
     import torch
-    from dataclasses import replace
     outs, asked = [out.outputs[0] for out in outputs], [soft_request(p.extra_args) for p in params]
     state, drawn = _opened(policy, prompts), list(drawn_again(outs, asked))
     rows = [_row_steps(out, one, [soft.token[i].item() for _, soft in drawn])
@@ -1111,7 +1115,7 @@ def _opened(policy, prompts):
     return state
 
 def _row_steps(out, asked, read):
-    "Phase, read-out, whether a mixture is fed, log-probability of a token, and whether it may end the row, by step."
+    "By step: phase, read-out, whether a mixture is fed, a token's log-probability, whether it may end."
     from soft_decoding.rollout import Phase
     phases, end = span_phases(out, asked, read), asked.end or ()
     n = phases.count(int(Phase.THINK))  # these come first
@@ -1142,5 +1146,6 @@ def _step_info(policy, phase, token, mixed, told, support, soft):
         fed = feed_readout(soft, token, mixed, None)
     else: fed, support = SoftToken(TokenDist.one_hot(token), token), None
     unknown = torch.full(phase.shape, math.nan)
+    support = None if support is None else support.map(to)
     return StepInfo(to(phase), to(phase), to(unknown), to(torch.zeros_like(thinks)), to(mixed), {}, to(token),
-                    drawn=fed.map(to), support=None if support is None else support.map(to), log_prob=to(told))
+                    drawn=fed.map(to), support=support, log_prob=to(told))
