@@ -8,8 +8,8 @@ __all__ = ['PLAIN_ONLY', 'UNFILTERED', 'TABLES', 'KNOWN', 'ARCHITECTURES', 'SPAR
            'said_of', 'rows_of', 'filler_of', 'emit', 'processor_class', 'processor_v2_class', 'query_starts',
            'model_class', 'state_class', 'check_engine', 'register', 'config_hook', 'soft_engine', 'engine_options',
            'soft_params', 'soft_trace', 'span_phases', 'best_of', 'likeliest', 'mixer_of', 'drawn_again',
-           'mixed_weights', 'step_entropy', 'engine_model', 'EngineModel', 'command_params', 'EngineRollouts',
-           'plain_weights', 'rollout_params', 'engine_steps']
+           'mixed_weights', 'step_entropy', 'EngineRollouts', 'plain_weights', 'rollout_params', 'engine_steps',
+           'engine_model', 'EngineModel', 'command_params']
 
 # %% ../nbs/14_vllm.ipynb #dd3da1c5
 import math, re, sys, weakref
@@ -912,68 +912,6 @@ def step_entropy(logps, asked):
     p = (logp / (asked.temperature if asked else 1)).softmax(0)
     return float(-(p * p.clamp_min(1e-300).log()).sum())
 
-# %% ../nbs/14_vllm.ipynb #d4f30c0d
-def engine_model(
-    where: str,  # Hub id, or local folder
-    dtype: str | None = None,  # Of the weights; None: as saved
-    trust_remote_code: bool = False,  # Run code that comes with the model
-):  # An EngineModel, and the tokenizer
-    "What the command `soft_generate --engine vllm` works with."
-    try: import vllm
-    except ImportError as e:
-        raise ImportError(f"`--engine vllm` needs `pip install 'soft_decoding[vllm]'` ({e}).") from e
-    llm = soft_engine(where, dtype=dtype or "auto", trust_remote_code=trust_remote_code)
-    return EngineModel(llm, where), llm.get_tokenizer()
-
-# %% ../nbs/14_vllm.ipynb #ef63c7f6
-class EngineModel:
-    "An engine where a command expects a model."
-    def __init__(self, llm, where):
-        import torch
-        self.llm, self.where = llm, where
-        known = llm.llm_engine.vllm_config
-        self.config, self.dtype = known.model_config.hf_config, known.model_config.dtype
-        self.device = torch.device(known.device_config.device_type)
-
-    def named_parameters(self):
-        "Names and weights from the files; the engine has its own in another process."
-        from huggingface_hub import snapshot_download
-        from pathlib import Path
-        from safetensors import safe_open
-        folder = self.where
-        if not Path(folder).is_dir(): folder = snapshot_download(folder, local_files_only=True)
-        for path in sorted(Path(folder).glob("*.safetensors")):
-            with safe_open(path, "pt") as weights:
-                for name in sorted(weights.keys()): yield name, weights.get_tensor(name)
-
-# %% ../nbs/14_vllm.ipynb #dc184cf6
-@patch
-def decode(
-    self: EngineModel,
-    tokenizer,
-    prompts: list,  # Lists of ids
-    lines: list,  # Their numbers, for the seeds of draws
-    o,  # The options of the command
-):  # With a `trace`
-    "Answer a batch as the command asks."
-    params = [command_params(tokenizer, o, line) for line in lines]
-    outputs = self.llm.generate([dict(prompt_token_ids=p) for p in prompts], params, use_tqdm=False)
-    return SimpleNamespace(trace=soft_trace(outputs, params, tokenizer))
-
-def command_params(tokenizer, o, line):
-    "The options of the command as a request's settings."
-    from soft_decoding.journal import row_seed
-    from soft_decoding.think import inner_ids
-    soft = dict(steps=o.think, top_k=o.top_k or None, temperature=o.temperature, min_p=o.min_p or None,
-                end=inner_ids(tokenizer, o.think_end) if o.think_end else None,
-                entropy_threshold=o.entropy_threshold, patience=o.patience)
-    plain = dict(temperature=0.)
-    if o.sample:
-        draws = {k: getattr(o, f"answer_{k}") for k in ("temperature", "top_k", "top_p", "min_p")}
-        plain = {k: v for k, v in draws.items() if v is not None} | dict(seed=row_seed(o.seed, line) % 2**31)
-    return soft_params(**{f"soft_{k}": v for k, v in soft.items() if v is not None}, **plain,
-                       max_tokens=o.max_new_tokens)
-
 # %% ../nbs/14_vllm.ipynb #14rolcls
 class EngineRollouts:
     "Draws a policy's completions in an engine of the same process: `rollouts` of the trainers with rewards."
@@ -1149,3 +1087,65 @@ def _step_info(policy, phase, token, mixed, told, support, soft):
     support = None if support is None else support.map(to)
     return StepInfo(to(phase), to(phase), to(unknown), to(torch.zeros_like(thinks)), to(mixed), {}, to(token),
                     drawn=fed.map(to), support=support, log_prob=to(told))
+
+# %% ../nbs/14_vllm.ipynb #d4f30c0d
+def engine_model(
+    where: str,  # Hub id, or local folder
+    dtype: str | None = None,  # Of the weights; None: as saved
+    trust_remote_code: bool = False,  # Run code that comes with the model
+):  # An EngineModel, and the tokenizer
+    "What the command `soft_generate --engine vllm` works with."
+    try: import vllm
+    except ImportError as e:
+        raise ImportError(f"`--engine vllm` needs `pip install 'soft_decoding[vllm]'` ({e}).") from e
+    llm = soft_engine(where, dtype=dtype or "auto", trust_remote_code=trust_remote_code)
+    return EngineModel(llm, where), llm.get_tokenizer()
+
+# %% ../nbs/14_vllm.ipynb #ef63c7f6
+class EngineModel:
+    "An engine where a command expects a model."
+    def __init__(self, llm, where):
+        import torch
+        self.llm, self.where = llm, where
+        known = llm.llm_engine.vllm_config
+        self.config, self.dtype = known.model_config.hf_config, known.model_config.dtype
+        self.device = torch.device(known.device_config.device_type)
+
+    def named_parameters(self):
+        "Names and weights from the files; the engine has its own in another process."
+        from huggingface_hub import snapshot_download
+        from pathlib import Path
+        from safetensors import safe_open
+        folder = self.where
+        if not Path(folder).is_dir(): folder = snapshot_download(folder, local_files_only=True)
+        for path in sorted(Path(folder).glob("*.safetensors")):
+            with safe_open(path, "pt") as weights:
+                for name in sorted(weights.keys()): yield name, weights.get_tensor(name)
+
+# %% ../nbs/14_vllm.ipynb #dc184cf6
+@patch
+def decode(
+    self: EngineModel,
+    tokenizer,
+    prompts: list,  # Lists of ids
+    lines: list,  # Their numbers, for the seeds of draws
+    o,  # The options of the command
+):  # With a `trace`
+    "Answer a batch as the command asks."
+    params = [command_params(tokenizer, o, line) for line in lines]
+    outputs = self.llm.generate([dict(prompt_token_ids=p) for p in prompts], params, use_tqdm=False)
+    return SimpleNamespace(trace=soft_trace(outputs, params, tokenizer))
+
+def command_params(tokenizer, o, line):
+    "The options of the command as a request's settings."
+    from soft_decoding.journal import row_seed
+    from soft_decoding.think import inner_ids
+    soft = dict(steps=o.think, top_k=o.top_k or None, temperature=o.temperature, min_p=o.min_p or None,
+                end=inner_ids(tokenizer, o.think_end) if o.think_end else None,
+                entropy_threshold=o.entropy_threshold, patience=o.patience)
+    plain = dict(temperature=0.)
+    if o.sample:
+        draws = {k: getattr(o, f"answer_{k}") for k in ("temperature", "top_k", "top_p", "min_p")}
+        plain = {k: v for k, v in draws.items() if v is not None} | dict(seed=row_seed(o.seed, line) % 2**31)
+    return soft_params(**{f"soft_{k}": v for k, v in soft.items() if v is not None}, **plain,
+                       max_tokens=o.max_new_tokens)
