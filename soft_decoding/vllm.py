@@ -7,7 +7,7 @@ __all__ = ['PLAIN_ONLY', 'UNFILTERED', 'TABLES', 'KNOWN', 'ARCHITECTURES', 'SPAR
            'check_request', 'row_mixtures', 'noise_of', 'gumbel_weights', 'entry_at', 'sample_weights', 'SoftRows',
            'said_of', 'rows_of', 'filler_of', 'emit', 'processor_class', 'processor_v2_class', 'query_starts',
            'model_class', 'state_class', 'check_engine', 'register', 'config_hook', 'soft_engine', 'engine_options',
-           'soft_params', 'soft_trace', 'span_phases', 'best_of', 'likeliest', 'mixer_of', 'drawn_again',
+           'soft_params', 'soft_trace', 'span_phases', 'fillers', 'best_of', 'likeliest', 'mixer_of', 'drawn_again',
            'mixed_weights', 'step_entropy', 'EngineRollouts', 'plain_weights', 'rollout_params', 'engine_steps',
            'engine_model', 'EngineModel', 'command_params']
 
@@ -71,8 +71,9 @@ class SoftRequest:
         for name, owner in (("tau", "gumbel"), ("samples", "k-sample")):
             if getattr(self, name) is not None and self.mixer != owner:
                 raise ValueError(f"`soft_{name}` belongs to `soft_mixer='{owner}'`, got {self.mixer!r}.")
-        if (self.mixer or self.answer_temperature) and self.seed is None:
-            raise ValueError("What is drawn needs a `soft_seed`.")
+        if bool(self.mixer or self.answer_temperature) != (self.seed is not None):
+            raise ValueError("`soft_mixer` and `soft_answer_temperature` need a `soft_seed`, and it needs "
+                             f"one of them, got {self.seed}.")
         if self.mixer and self.temperature == 0:
             raise ValueError("`soft_temperature` must be positive for a `soft_mixer` to draw, got 0.")
 
@@ -139,8 +140,8 @@ def noise_of(
     import torch
     from soft_decoding.dist import step_generators
     from soft_decoding.gumbel import gumbel_noise
-    seeded = lambda: [torch.Generator().manual_seed(int(asked.seed))]
-    at = lambda step, stream=0: step_generators(seeded(), step, stream)
+    row = [torch.Generator().manual_seed(int(asked.seed or 0))]
+    at = lambda step, stream=0: step_generators(row, step, stream)
     even = lambda g, n: [torch.empty(1, dtype=torch.float64).uniform_(generator=g).item() for _ in range(n)]
     k = asked.k if asked.mixer == "gumbel" else 0
     n = (asked.samples or 3) if asked.mixer == "k-sample" else 0
@@ -834,14 +835,19 @@ def span_phases(
     "Which steps were soft, which wrote the end marker, and which are the answer."
     from soft_decoding.rollout import Phase
     ids, end = list(out.token_ids), list((asked.end if asked else None) or [])
-    most = 0 if asked is None else len(ids) if asked.steps is None else min(asked.steps, len(ids))
-    soft = next((i for i, token in enumerate(ids[:most]) if token != ids[0] or token in end), most)
+    soft, most = fillers(out, asked)
     if read is None: read = [best_of(scores)[0][0] for scores in out.logprobs[:soft]] if end else []
     read = read[:soft]
     said = max((n for n in range(len(end)) if n <= soft and read[soft - n:] == end[:n]), default=0)
     by_itself = bool(end) and soft < most and [*read, ids[soft]][-len(end):] == end
     inside = [Phase.THINK] * (soft + by_itself) + [Phase.END] * (0 if by_itself else len(end) - said)
     return list(map(int, inside + [Phase.ANSWER] * len(ids)))[:len(ids)]
+
+def fillers(out, asked):
+    "How many steps said the filler, and how many could have."
+    ids, end = list(out.token_ids), (asked.end if asked else None) or ()
+    most = 0 if asked is None else len(ids) if asked.steps is None else min(int(asked.steps), len(ids))
+    return next((i for i, token in enumerate(ids[:most]) if token != ids[0] or token in end), most), most
 
 def best_of(
     scores: dict,  # Of one step: id -> what vLLM says of it
@@ -885,10 +891,10 @@ def drawn_again(
     one, mixer = asked[0], mixer_of(asked[0])
     sampling, blank = Sampling(one.temperature, min_p=one.min_p), (list(range(one.k)), [0.] * one.k)
     generators = [torch.Generator().manual_seed(int(row.seed)) for row in asked]
-    most = max(len(out.token_ids) for out in outs)
-    for step in range(most if one.steps is None else min(int(one.steps), most)):
-        ended = [step >= len(out.token_ids) for out in outs]
-        rows = [blank if e else likeliest(out.logprobs[step], one) for e, out in zip(ended, outs)]
+    lengths = [soft + (soft < most and out.token_ids[soft] in (one.end or ()))  # one that closed by itself drew
+               for out, (soft, most) in ((out, fillers(out, one)) for out in outs)]
+    for step in range(max(lengths)):
+        rows = [likeliest(out.logprobs[step], one) if step < n else blank for n, out in zip(lengths, outs)]
         ids, logps = torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
         dist = TokenDist(ids, sampling(logps)[0].probs)
         ctx = SimpleNamespace(step=step, generator=step_generators(generators, step))
@@ -1008,11 +1014,14 @@ def _undrawable(policy):
 # %% ../nbs/14_vllm.ipynb #14rolun1
 def _unfit(llm, policy):
     "What is wrong with an engine for a policy."
+    from torch import distributed
     config, core = llm.llm_engine.vllm_config, llm.llm_engine.engine_core
     names = config.model_config.architectures
     yield not names[0].startswith("Soft"), f"an engine of `soft_engine`, got one of {names[0]}"
     alone = hasattr(core, "engine_core") and config.parallel_config.world_size == 1
     yield not alone, "an engine in this process, on one device: set VLLM_ENABLE_V1_MULTIPROCESSING=0"
+    many = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    yield many, "one training process"
     sizes = [config.model_config.get_vocab_size(), len(policy.model.get_input_embeddings().weight)]
     yield sizes[0] != sizes[1], f"the policy's vocabulary of {sizes[1]} in the engine, got {sizes[0]}"
     merges = hasattr(policy.model, "merge_and_unload") or not hasattr(policy.model, "peft_config")
@@ -1029,11 +1038,12 @@ def engine_steps(
 ) -> tuple:  # State and steps, as of `soft_rollout`
     "What requests drew, in the form of a rollout."
     import torch
+    from soft_decoding.rollout import Phase
     outs, asked = [out.outputs[0] for out in outputs], [soft_request(p.extra_args) for p in params]
     state, drawn = _opened(policy, prompts), list(drawn_again(outs, asked))
     rows = [_row_steps(out, one, [soft.token[i].item() for _, soft in drawn])
             for i, (out, one) in enumerate(zip(outs, asked))]
-    n, rest = max(len(row[0]) for row in rows), (4, policy.pad, False, 0., False)  # 4: `Phase.DONE`
+    n, rest = max(len(row[0]) for row in rows), (int(Phase.DONE), policy.pad, False, 0., False)
     phase, token, mixed, told, ends = (torch.tensor([r[i] + [x] * (n - len(r[i])) for r in rows])
                                        for i, x in enumerate(rest))
     infos = [_step_info(policy, *(x[:, s] for x in (phase, token, mixed, told)),
