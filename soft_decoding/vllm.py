@@ -891,8 +891,10 @@ def drawn_again(
     one, mixer = asked[0], mixer_of(asked[0])
     sampling, blank = Sampling(one.temperature, min_p=one.min_p), (list(range(one.k)), [0.] * one.k)
     generators = [torch.Generator().manual_seed(int(row.seed)) for row in asked]
-    lengths = [soft + (soft < most and out.token_ids[soft] in (one.end or ()))  # one that closed by itself drew
-               for out, (soft, most) in ((out, fillers(out, one)) for out in outs)]
+    lengths, end = [], one.end or ()
+    for out in outs:
+        soft, most = fillers(out, one)
+        lengths.append(soft + (soft < most and out.token_ids[soft] in end))  # what closed by itself was drawn
     for step in range(max(lengths)):
         rows = [likeliest(out.logprobs[step], one) if step < n else blank for n, out in zip(lengths, outs)]
         ids, logps = torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
