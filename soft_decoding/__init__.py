@@ -31,7 +31,7 @@ _modules = dict(
     evaluation="compare BASELINES Comparison",
     probes="probe look PROBES Probe",
     lm_eval_model="soft_lm",
-    vllm="soft_engine soft_params soft_trace engine_model SoftRequest",
+    vllm="soft_engine soft_params soft_trace engine_model SoftRequest EngineRollouts",
 )
 _homes = {name: module for module, names in _modules.items() for name in names.split()}
 __all__ = ["__version__", *_homes]

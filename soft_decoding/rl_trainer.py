@@ -375,13 +375,14 @@ class SoftGRPOTrainer(SafeTrainer):
         reference: nn.Module | None = None,  # Frozen model for `beta`; None: `model` without its adapters
         judge: nn.Module | None = None,  # Reward model that is fed the mixtures, for `pathwise`
         peft_config=None,  # Adapters to train instead of the model
+        rollouts: Callable | None = None,  # Draws completions in the policy's place; None: the policy does
         **kwargs,  # Of `transformers.Trainer`
     ):
         args = self.arguments("soft_policy") if args is None else args
         mixer = GumbelMixer(.5) if mixer is None else mixer
         self.plugs = dict(mixer=mixer, sampling=sampling, think=think, reference=reference, judge=judge)
         self.tokenizer, self.last_completions, self.reward_funcs = processing_class, [], []
-        self.generation, self._meter, self._calm = None, {}, Counter()
+        self.generation, self._meter, self._calm, self.rollouts = None, {}, Counter(), rollouts
         super().__init__(model, args, list, train_dataset, eval_dataset, processing_class,
                          peft_config=peft_config, **kwargs)
         if self.soft.together:
@@ -428,13 +429,15 @@ def make_module(
     if judge is not None: check_judge(judge, model)
     think = _scored_span(_think_of(args) if think is None else think)
     self._check_dropout(model)
-    return PolicyModule(
+    policy = PolicyModule(
         model, mixer=mixer, sampling=sampling or args.sampling(),
         answer_sampling=Sampling(args.answer_temperature), think=bound_think(think, self.tokenizer),
         length=args.max_completion_length, reference=reference, judge=judge,
         ends=_end_ids(model, self.tokenizer), pad=getattr(self.tokenizer, "pad_token_id", None) or 0,
         value_head=self.value_head(model),
         entropy_graph=args.entropy_coef != 0)
+    if self.rollouts is not None: _check_rollouts(self.rollouts, policy, args)
+    return policy
 
 # %% ../nbs/08a_rl_trainer.ipynb #7700f3b0
 def _think_of(args):
@@ -586,8 +589,10 @@ def complete(
     limit = getattr(self.soft.model.config.get_text_config(), "max_position_embeddings", None)
     room = None if limit is None else limit - self.args.max_completion_length
     prompts = {k: v.to(device) for k, v in encode_prompts(rows, self.tokenizer, room).items()}
-    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-    with torch.no_grad(), evaluating(model): return model(prompts=prompts, generator=generators)
+    with torch.no_grad(), evaluating(model):
+        if self.rollouts is not None: return self.rollouts(self.soft, prompts, seeds)
+        generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        return model(prompts=prompts, generator=generators)
 
 # %% ../nbs/08a_rl_trainer.ipynb #ce0a8c1c
 @patch
@@ -612,6 +617,16 @@ def gathered(
     recorded = torch.stack([info.log_prob for info in infos], 1)
     ended = state.done if self.soft.ends else torch.ones_like(state.done)
     return Generation(draws, draws.acts, recorded, recorded), ended
+
+# %% ../nbs/08a_rl_trainer.ipynb #08arollc
+def _check_rollouts(rollouts, policy, args):
+    "Ask who draws in the policy's place whether it can."
+    if not callable(rollouts):
+        raise TypeError("`rollouts` must be callable with policy, prompts and seeds, "
+                        f"got {rollouts!r}.")
+    if args.pathwise:
+        raise ValueError("`pathwise` needs the graph of what was drawn; leave out `rollouts`.")
+    if hasattr(rollouts, "check"): rollouts.check(policy)
 
 # %% ../nbs/08a_rl_trainer.ipynb #7c355249
 @patch
