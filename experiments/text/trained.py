@@ -115,7 +115,7 @@ def run(name, seed, minutes, device, path, adapters=None):
     data, held_out = rows(tokenizer, seed)
     trainer = make_trainer(name, seed, steps := round(60 * minutes / COST[name]), data, tokenizer, device)
     look = lambda: {key: measure(trainer.soft.model.eval().to(device), held_out, trainer.data_collator, device, k, 1) for key, k in WAYS.items()}
-    before = known_before(path, name, look)
+    before = known_before(path, trainer.soft.model, look)
     began = time.time()
     trainer.train()
     spent = time.time() - began
@@ -130,12 +130,12 @@ def told(looks):
     "Means, and the losses of each question, by way."
     return {key: dict(means=means(found), questions=by_question(found)) for key, found in looks.items()}
 
-def known_before(path, name, look):
-    "What was measured before training: adapters of LoRA start as nothing, so one look serves all of them."
-    with_lora = [arm for arm in ARMS if ARMS[arm]["adapter"] == "lora"]
+def known_before(path, model, look):
+    "What the model does without the adapter; one look serves all runs."
     runs = json.loads(path.read_text())["runs"] if path.exists() else {}
-    found = [r["before"] for arm in with_lora for r in runs.get(arm, [])] if name in with_lora else []
-    return found[0] if found else told(look())
+    found = [r["before"] for rows in runs.values() for r in rows]
+    if found: return found[0]
+    with model.disable_adapter(): return told(look())
 
 def settle(): torch.set_num_threads(1); logging.set_verbosity_error(); logging.disable_progress_bar()
 
