@@ -676,7 +676,7 @@ def __getattr__(name):
     return made
 
 # %% ../nbs/14_vllm.ipynb #025e53c5
-KNOWN = (0, 30), (0, 33)  # From this version of vLLM on, and before that one
+KNOWN = (0, 31), (0, 33)  # From this version of vLLM on, and before that one
 
 def check_engine(
     vllm_config,  # Of an engine that is about to load a soft model
