@@ -310,6 +310,7 @@ def log_prob(self: GaussianMixer, draw: dict, dist: TokenDist) -> Tensor:
 @patch
 def divergence(self: GaussianMixer, dist: TokenDist, other: TokenDist, draw: dict) -> Tensor:
     "Of two normal vectors with one spread: the squared distance of their means over twice the variance."
+    if self._last is None: raise ValueError("`embedding` must be given to compare draws before any was made.")
     means = (mix_embeds(x, self._last).double() for x in (dist, other))
     return (next(means) - next(means)).square().sum(-1) / (2 * draw["sigma"].square())
 

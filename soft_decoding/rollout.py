@@ -284,8 +284,6 @@ def _hold_finished(model, state):
     positions = kwargs.get("position_ids")
     if limit is None or positions is None or positions.dim() != 2: return kwargs
     if len(positions) != len(state.done): return kwargs
-    mask = kwargs.get("attention_mask")
-    if mask is not None and mask.dim() == 2 and mask.shape[-1] <= limit: return kwargs  # nobody is there yet
     waiting = positions.clamp(max=limit - 1)
     return dict(kwargs, position_ids=torch.where(state.done[:, None], waiting, positions))
 

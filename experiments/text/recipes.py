@@ -46,6 +46,7 @@ def run(name, adapter=None):
     "All methods on one model."
     tokenizer, model = AutoTokenizer.from_pretrained(FOLDER, padding_side="left"), load(adapter)
     record = json.loads(RECORD.read_text()) if RECORD.exists() else begin()
+    if record["questions"] != QUESTIONS: raise SystemExit(f"{RECORD} has {record['questions']} questions, not {QUESTIONS}; move it away first.")
     found = record["models"].setdefault(name, {})
     asked = sorted(problems(), key=lambda x: len(x[2].prompt))  # rows of one length waste no pads
     batches = [asked[i:i + BATCH] for i in range(0, len(asked), BATCH)]
