@@ -121,14 +121,19 @@ class _Append(torch.autograd.Function):
     @staticmethod
     def forward(ctx, before, new, buffer):
         ctx.length = 0 if before is None else before.shape[-2]
-        whole = buffer.data[..., :ctx.length + new.shape[-2], :]  # of `data`: what a graph needs stays as it is
-        whole.narrow(-2, ctx.length, new.shape[-2]).copy_(new)
-        return whole
+        return _written(before, new, buffer)
 
     @staticmethod
     def backward(ctx, grad):
         before = grad[..., :ctx.length, :] if ctx.length else None
         return before, grad[..., ctx.length:, :], None
+
+def _written(before, new, buffer):
+    "The same without a graph."
+    length = 0 if before is None else before.shape[-2]
+    buffer, n = buffer.data, new.shape[-2]  # of `data`: what a graph needs stays as it is
+    buffer.narrow(-2, length, n).copy_(new)
+    return buffer.narrow(-2, 0, length + n)
 
 # %% ../nbs/01a_cache.ipynb #01room02
 class AppendLayer(DynamicLayer):
@@ -150,11 +155,12 @@ class AppendLayer(DynamicLayer):
         before, (known, buffer) = getattr(self, name), self.held.get(name, (None, None))
         if not before.numel(): before = None
         length = new.shape[-2] + (0 if before is None else before.shape[-2])
+        append = _Append.apply if torch.is_grad_enabled() else _written
         if before is not known or not _takes(buffer, length):  # cropped, reordered, or full
             room = self.room if length <= self.room else 2 * length
             buffer = new.new_empty(*new.shape[:-2], room, new.shape[-1])
-            if before is not None: before = _Append.apply(None, before, buffer)
-        whole = _Append.apply(before, new, buffer)
+            if before is not None: before = append(None, before, buffer)
+        whole = append(before, new, buffer)
         self.held[name] = whole, buffer
         return whole
 
