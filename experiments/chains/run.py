@@ -301,7 +301,7 @@ def add(path, part, found):
     print(*(found[k] for k in ("arm", "data", "budget", "seed", "rate", "cpu_seconds", "scores")), flush=True)
 
 
-AGAIN = dict(guided=(1.2e-2, "soft"), teacher=(1.2e-2, "mean_16"), sampled=(1.2e-2, "greedy"))  # Rate and decoder; settled after the looks
+AGAIN = dict(guided=(1.2e-2, "soft"), teacher=(1.2e-2, "mean_16"), sampled=(1.2e-2, "greedy"), coins=(1.2e-2, "soft"))  # Rate and decoder; settled before
 
 
 def again(path, names, seeds):
