@@ -7,12 +7,11 @@
 
 README.md beside this file says what is compared, how much time each arm has, and what was settled before the first run.
 """
-import argparse, fcntl, json, platform, random, tempfile, time
+import argparse, platform, random, sys, tempfile, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-import sys
 
 import torch, transformers
 
@@ -23,6 +22,8 @@ from soft_decoding import (
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "experiments/mnns"))
 import train as mnns  # noqa: E402: the model, its task and its settings
+import records  # noqa: E402
+from records import known  # noqa: E402
 
 TASK, CFG = mnns.TASK, mnns.Config(split_seed=1)
 STEPS, TUNED, SEEDS = TASK.digits - 1, (0, 1), tuple(range(10, 20))
@@ -230,23 +231,12 @@ def header(train, heldout):
 
 @contextmanager
 def opened(path, fresh):
-    "The record, locked: what is changed inside is written, a line per run."
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        record = json.loads(path.read_text()) if path.exists() else fresh
-        if record["runs"] and record["config"] != fresh["config"]: raise ValueError(f"{path} was made with another config; delete it first.")
+    "The record, in order."
+    with records.opened(path, fresh) as record:
         record |= dict(arms=fresh["arms"])
         yield record
         order = lambda r: (r["data"], r["budget"], list(ARMS).index(r["arm"]), r["rate"], r["seed"])
-        lines = lambda rows: "[\n  " + ",\n  ".join(map(json.dumps, sorted(rows, key=order))) + "\n ]" if rows else "[]"
-        parts = "tuning", "looks", "runs"
-        head = json.dumps({k: v for k, v in record.items() if k not in parts}, indent=1).removesuffix("\n}")
-        part = path.with_suffix(".part")
-        part.write_text(head + "".join(f',\n "{name}": {lines(record.get(name, []))}' for name in parts) + "\n}\n")
-        part.replace(path)
-
-
-def known(path, part): return json.loads(path.read_text()).get(part, []) if path.exists() else []
+        for part in ("tuning", "looks", "runs"): record[part] = sorted(record.pop(part, []), key=order)
 
 
 def tuned(path, name, kind, budget):

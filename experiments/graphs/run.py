@@ -7,8 +7,7 @@
 Graphs of 28 nodes made by the recipe of ProsQA are the training data; the score is on its real test file (500 problems).
 README.md beside this file says what the arms are. The time limit `--seconds` stops before a run that would not end in time.
 """
-import argparse, fcntl, json, os, platform, tempfile, time
-from contextlib import contextmanager
+import argparse, os, platform, sys, tempfile, time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -21,6 +20,9 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PrinterC
 from soft_decoding import ChainDataset, KSampleMixer, ProsQA, SoftTrainer, SoftTrainingArguments, accuracy
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "experiments"))
+from records import opened  # noqa: E402
+
 TASK = ProsQA(form="pairs", size=28, min_steps=3, max_steps=6)
 FILES = Path(os.environ.get("SOFT_DECODING_SHARED", ROOT.parent / "shared")) / "data/prosqa"
 GRAPHS, CHUNKS, WIDTH, LAYERS, HEADS, BATCH, STEPS, WARMUP = 20_000, 20, 32, 4, 4, 256, 3000, 200
@@ -116,27 +118,12 @@ def run(name, seed, rate, data, valid, test, options):
 
 
 # --------------------------------------------------------------------------------------------------------- record
-@contextmanager
-def opened(path):
-    "The record, locked: what is changed inside is written, a line per run."
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        record = json.loads(path.read_text()) if path.exists() else dict(tuning=[], runs=[])
-        yield record
-        lines = lambda rows: "[\n  " + ",\n  ".join(map(json.dumps, rows)) + "\n ]" if rows else "[]"
-        head = json.dumps({k: v for k, v in record.items() if k not in ("tuning", "runs")}, indent=1).removesuffix("\n}").removesuffix("{}")
-        part = path.with_suffix(".part")
-        part.write_text((head + ",\n" if head.strip("{ \n") else "{\n") +
-                        f' "tuning": {lines(record["tuning"])},\n "runs": {lines(record["runs"])}\n}}\n')
-        part.replace(path)
-
-
 def header(valid, test, graphs):
     "What is the same for all runs."
     return dict(what="ProsQA, a name per node: ways to train, scored on the real test file", arms={k: dict(about=a.about, decoder=a.decoder, args=a.args) for k, a in ARMS.items()},
                 model=dict(layers=LAYERS, heads=HEADS), graphs=graphs, batch=BATCH, warmup=WARMUP,
                 rules=dict(valid=TASK.rules(valid), test=TASK.rules(test)), valid=len(valid), test=len(test),
-                versions={k: version(k) for k in ("torch", "transformers")} | dict(python=platform.python_version()))
+                versions={k: version(k) for k in ("torch", "transformers")} | dict(python=platform.python_version()), tuning=[], runs=[])
 
 
 def best_rate(record, name, options):
@@ -162,7 +149,7 @@ def work(job, index, options, sets, valid, test):
     torch.set_num_threads(1); transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
     name, seed, rate = job
     found = run(name, seed, rate, sets[ARMS[name].kind], valid, test, options)
-    with opened(options.record) as record: record["tuning" if options.tune else "runs"].append(found)
+    with opened(options.record, {}) as record: record["tuning" if options.tune else "runs"].append(found)
     print(name, seed, rate, f"{found['seconds']} s", found["valid"], found.get("test", ""), flush=True)
 
 
@@ -193,8 +180,7 @@ def main():
     kinds = {ARMS[name].kind for name in options.arms or ARMS}
     sets = {kind: ChainDataset(train, TASK.tokenizer(192), kind) for kind in kinds}
     print(f"{len(train)} graphs, {options.seconds - (options.until - time.time()):.0f} s", flush=True)
-    with opened(options.record) as record:
-        for k, v in header(valid, test, options.graphs).items(): record.setdefault(k, v)
+    with opened(options.record, header(valid, test, options.graphs)) as record: pass
     spread(list(jobs(options, record)), options, sets, valid, test)
 
 

@@ -9,7 +9,7 @@ on one discrete chain per problem, drawn afresh, `pause` and `cot` beside them; 
 label at every step, drawn from the open partial sums, and no curriculum. Model, data, split, batch and length of training
 are those of `train.py`.
 """
-import argparse, fcntl, json, platform, tempfile, time
+import argparse, platform, tempfile, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,6 +20,8 @@ from pathlib import Path
 import torch, transformers
 
 import train as mnns
+import records
+from records import known
 from soft_decoding import (
     ChainDataset, CoconutRows, HiddenMixer, SoftTrainer, SoftTrainingArguments, accuracy, plain_mixer)
 from soft_decoding.recipes import ResetOptimizer
@@ -154,20 +156,11 @@ def header(train, heldout):
 
 @contextmanager
 def opened(path, fresh):
-    "The record, locked: what is changed inside is written, a line per run."
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        record = json.loads(path.read_text()) if path.exists() else fresh
-        if record["runs"] and record["config"] != fresh["config"]:
-            raise ValueError(f"{path} was made with another config; delete it first.")
+    "The record, in order."
+    with records.opened(path, fresh) as record:
         record["config"], record["arms"] = fresh["config"], fresh["arms"]
         yield record
         record["runs"].sort(key=lambda r: (r["seed"], list(ARMS).index(r["arm"])))
-        lines = lambda rows: "[\n  " + ",\n  ".join(map(json.dumps, rows)) + "\n ]" if rows else "[]"
-        head = json.dumps(dict(record, tuning=[], runs=[]), indent=1).removesuffix(' "tuning": [],\n "runs": []\n}')
-        part = path.with_suffix(".part")
-        part.write_text(f'{head} "tuning": {lines(record["tuning"])},\n "runs": {lines(record["runs"])}\n}}\n')
-        part.replace(path)
 
 
 def tune(names, path, fresh):
@@ -176,8 +169,7 @@ def tune(names, path, fresh):
     for name in names:
         options = TRIED[ARMS[name].labels]
         for settings in (dict(zip(options, values)) for values in product(*options.values())):
-            known = json.loads(path.read_text())["tuning"] if path.exists() else []
-            if any(r["arm"] == name and r["settings"] == settings for r in known): continue
+            if any(r["arm"] == name and r["settings"] == settings for r in known(path, "tuning")): continue
             found = run(name, 0, train, heldout, settings)
             score = found["scores"][ARMS[name].fed]["accuracy"]
             with opened(path, fresh) as record: record["tuning"].append(dict(arm=name, settings=settings, accuracy=score))
@@ -200,8 +192,7 @@ def main():
     if args.tune: return tune(args.arms or ["hidden", "hidden_drawn"], args.record, fresh)
     for seed in args.seeds:
         for name in args.arms or ARMS:
-            known = json.loads(args.record.read_text())["runs"] if args.record.exists() else []
-            if any((r["arm"], r["seed"]) == (name, seed) for r in known): continue
+            if any((r["arm"], r["seed"]) == (name, seed) for r in known(args.record)): continue
             result = run(name, seed, train, heldout, SETTINGS[ARMS[name].labels])
             with opened(args.record, fresh) as record: record["runs"].append(result)
             print(name, seed, f"{result['cpu_seconds']} s",

@@ -3,7 +3,7 @@
     python experiments/mnns/train.py             the shipped model, about a minute of one core
     python experiments/mnns/train.py --compare   every variant and seed that results/mnns.json does not hold yet
 """
-import argparse, fcntl, json, os, platform, tempfile, time
+import argparse, json, os, platform, sys, tempfile, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -15,6 +15,10 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, TrainerC
 from soft_decoding import MNNS, ChainDataset, Guidance, SoftTrainer, SoftTrainingArguments, accuracy, collate_problems
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "experiments"))
+import records  # noqa: E402
+from records import known  # noqa: E402
+
 TASK = MNNS(digits=4, low=1, high=9)
 
 
@@ -192,25 +196,10 @@ def header(cfg, train, heldout):
 
 @contextmanager
 def opened(path, cfg, train, heldout):
-    "The record, locked: what is changed inside is written."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        fresh = header(cfg, train, heldout)
-        record = json.loads(path.read_text()) if path.exists() else fresh
-        if record["config"] != fresh["config"]: raise ValueError(f"{path} was made with another config; delete it first.")
+    "The record, with the variants of today."
+    with records.opened(path, fresh := header(cfg, train, heldout)) as record:
         record["variants"] = fresh["variants"]
         yield record
-        part = path.with_suffix(".part")
-        part.write_text(_lines(record))
-        part.replace(path)
-
-
-def _lines(record):
-    "JSON with one line per run."
-    head = json.dumps(dict(record, runs=[]), indent=1)
-    rows = ",\n  ".join(json.dumps(r) for r in record["runs"])
-    return head.removesuffix("[]\n}") + "[\n  " + rows + "\n ]\n}\n"
 
 
 def compare(cfg, path, variants, seeds, train, heldout):
@@ -218,8 +207,7 @@ def compare(cfg, path, variants, seeds, train, heldout):
     for name in variants:
         data = dataset(VARIANTS[name].kind, train, TASK.tokenizer())
         for seed in seeds:
-            known = json.loads(path.read_text())["runs"] if path.exists() else []
-            if any((r["variant"], r["seed"]) == (name, seed) for r in known): continue
+            if any((r["variant"], r["seed"]) == (name, seed) for r in known(path)): continue
             _, result = run(cfg, name, seed, data, heldout)
             with opened(path, cfg, train, heldout) as record: record["runs"].append(result)
             print(name, seed, f"{result['cpu_seconds']} s", {k: round(s["accuracy"], 4) for k, s in result["scores"].items()},

@@ -3,7 +3,7 @@
     python experiments/prefix/run.py                  what results/prefix.json does not hold yet
     python experiments/prefix/run.py --tune 0.03 0.1  losses at these learning rates, in half the steps; no problem is held out for it
 """
-import argparse, fcntl, json, platform, sys, tempfile, time
+import argparse, json, platform, sys, tempfile, time
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -20,6 +20,8 @@ from soft_decoding import (
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "experiments/mnns"))
 import train as mnns  # how the shipped model and the discrete one beside it are trained
+import records
+from records import known
 
 TASK, BASE = mnns.TASK, replace(mnns.Config(), batch_size=128, every=10 ** 6)
 STEPS, BATCH, VIRTUAL, RANK = 300, 64, 8, 4
@@ -148,17 +150,10 @@ def header(train, heldout):
 
 @contextmanager
 def opened(path, fresh):
-    "The record, locked: what is changed inside is written, a line per run."
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        record = json.loads(path.read_text()) if path.exists() else fresh
-        if record["config"] != fresh["config"]: raise ValueError(f"{path} was made with another config; delete it first.")
+    "The record, in order."
+    with records.opened(path, fresh) as record:
         yield record
         record["runs"].sort(key=lambda r: (r["seed"], list(record["arms"]).index(r["arm"])))
-        head = json.dumps(dict(record, runs=[]), indent=1).removesuffix("[]\n}")
-        part = path.with_suffix(".part")
-        part.write_text(head + "[\n  " + ",\n  ".join(map(json.dumps, record["runs"])) + "\n ]\n}\n")
-        part.replace(path)
 
 
 def main():
@@ -174,7 +169,7 @@ def main():
     transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
     train, heldout = TASK.split(BASE.heldout, BASE.split_seed)
     for seed in args.seeds:
-        done = json.loads(args.record.read_text())["runs"] if args.record.exists() and not args.tune else []
+        done = [] if args.tune else known(args.record)
         todo = [arm for arm in args.arms if not any((r["arm"], r["seed"]) == (arm, seed) for r in done)]
         if not todo: continue
         base, first = base_of(seed, train, heldout, args.bases)

@@ -9,9 +9,8 @@
 MNNS with four numbers of 1 to 20: no rule scores high. Every seed teaches a model of its own, discretely; each arm goes on
 from it. Test problems share no multiset with the others; tuning leaves them alone.
 """
-import argparse, fcntl, json, platform, tempfile, time
+import argparse, platform, sys, tempfile, time
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +23,9 @@ from soft_decoding import (
     SoftTrainingArguments, accuracy, plain_mixer)
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "experiments"))
+from records import known, opened, read, write  # noqa: E402
+
 TASK, WIDTH, SFT_STEPS, HELD = MNNS(digits=4, low=1, high=20), 32, 2000, 800
 RL_STEPS, PROMPTS, COMPLETIONS = 250, 32, 8  # updates; prompts of each; completions of a prompt
 RATES = dict(sft=(1e-3, 3e-3, 6e-3, 1e-2, 2e-2), rejection=(1e-3, 3e-3, 6e-3), grpo=(3e-4, 1e-3, 3e-3), ppo=(3e-4, 1e-3, 3e-3, 6e-3))
@@ -222,16 +224,6 @@ def header():
                 versions=dict(python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__),
                 hardware=f"{platform.machine()}, 1 thread")
 
-def write(path, record):
-    lists = [key for key in ("tuning", "runs") if key in record]
-    text = json.dumps(record | dict.fromkeys(lists, []), indent=1)
-    for key in lists:
-        lines = ",\n  ".join(json.dumps(r) for r in record[key])
-        text = text.replace(f'"{key}": []', f'"{key}": [\n  {lines}\n ]')
-    part = path.with_suffix(".part")
-    part.write_text(text + "\n")
-    part.replace(path)
-
 def tune(path, record, seconds, seeds):
     "Three rates per arm on validation problems; the best mean of the arm's own sampler."
     for seed in seeds:
@@ -260,21 +252,11 @@ def looks(path, seeds, seconds, starts, arms):
     for seed in seeds:
         for start in starts:
             for name, rate in [("base", None), *((name, rate) for name, rates in arms.items() for rate in rates)]:
-                record = json.loads(path.read_text()) if path.exists() else first
-                if any((r["start"], r["arm"], r["seed"], r.get("rate")) == (start, name, seed, rate) for r in record["runs"]): continue
+                if any((r["start"], r["arm"], r["seed"], r.get("rate")) == (start, name, seed, rate) for r in known(path)): continue
                 drawn = tuple(arm for arm in arms if arm != "more_sft")
                 made = before(seed, start, drawn) if name == "base" else run(name, seed, rate, seconds=seconds, start=start)
-                with locked(path, first) as record: record["runs"].append(dict(start=start, **made))
+                with opened(path, first) as record: record["runs"].append(dict(start=start, **made))
                 print(start, name, seed, rate, made["scores"], made.get("cpu_seconds"), made.get("drawn"), flush=True)
-
-@contextmanager
-def locked(path, first):
-    "The record, for one process at a time."
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        record = json.loads(path.read_text()) if path.exists() else first
-        yield record
-        write(path, record)
 
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -290,7 +272,7 @@ def main():
     beside = given.record.with_name("rl_starts.json")
     if given.published: return looks(beside, given.seeds or [0, 1], given.seconds, ["discrete"], PUBLISHED_RATES)
     if given.starts is not None: return looks(beside, given.seeds or [0, 1], given.seconds, given.starts or list(STARTS)[1:], LOOKED)
-    record = json.loads(given.record.read_text()) if given.record.exists() else header()
+    record = read(given.record) or header()
     if given.tune: return tune(given.record, record, given.seconds, given.seeds or [100])
     for seed in given.seeds or range(8):
         for name in ["base", *(given.arms or ARMS)]:

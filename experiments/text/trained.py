@@ -12,8 +12,7 @@ A row is a GSM8K question in the chat template and its solution; the first 16 to
 run has as many steps as take its CPU time by `COST`, wherever it runs; each is measured on the same questions, none of
 which it has seen, question by question.
 """
-import argparse, fcntl, json, os, platform, tempfile, time
-from contextlib import contextmanager
+import argparse, os, platform, sys, tempfile, time
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,6 +28,8 @@ from soft_decoding.train import summarize
 NAME = "SmolLM2-135M-Instruct, 4-bit weights"
 FOLDER = Path(os.environ.get("SOFT_DECODING_REAL_MODEL", Path.home() / ".cache/soft_decoding/smollm2-135m-instruct"))
 RESULTS = Path(__file__).parents[2] / "results"
+sys.path.insert(0, str(RESULTS.parent / "experiments"))
+from records import opened, read  # noqa: E402
 SHARED = Path(os.environ.get("SOFT_DECODING_SHARED", Path(__file__).parents[3] / "shared"))
 SPAN, LENGTH, BATCH, HELD_OUT = 16, 160, 4, 64  # soft tokens; longest row; rows of a step; questions that measure
 PROJECTIONS = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
@@ -130,32 +131,26 @@ def told(looks):
     "Means, and the losses of each question, by way."
     return {key: dict(means=means(found), questions=by_question(found)) for key, found in looks.items()}
 
+def runs_of(path): return (read(path) or dict(runs={}))["runs"]
+
 def known_before(path, model, look):
     "What the model does without the adapter; one look serves all runs."
-    runs = json.loads(path.read_text())["runs"] if path.exists() else {}
-    found = [r["before"] for rows in runs.values() for r in rows]
+    found = [r["before"] for rows in runs_of(path).values() for r in rows]
     if found: return found[0]
     with model.disable_adapter(): return told(look())
 
 def settle(): torch.set_num_threads(1); logging.set_verbosity_error(); logging.disable_progress_bar()
 
-@contextmanager
-def opened(path, minutes):
-    "The record, locked: what is changed inside is written."
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        record = json.loads(path.read_text()) if path.exists() else dict(
-            model=NAME, minutes=minutes, cost=COST, span=SPAN, length=LENGTH, batch=BATCH, held_out=HELD_OUT, arms=ARMS, ways=WAYS, runs={},
-            versions={name: version(name) for name in ("torch", "transformers", "peft")} | dict(python=platform.python_version()),
-            hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, 1 thread")
-        yield record
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(record, indent=1) + "\n")
-        part.replace(path)
+def header(minutes):
+    "What is the same for all runs."
+    return dict(
+        model=NAME, minutes=minutes, cost=COST, span=SPAN, length=LENGTH, batch=BATCH, held_out=HELD_OUT, arms=ARMS, ways=WAYS, runs={},
+        versions={name: version(name) for name in ("torch", "transformers", "peft")} | dict(python=platform.python_version()),
+        hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, 1 thread")
 
 def add(path, minutes, name, found):
     "A finished run, in the place of an earlier entry of its."
-    with opened(path, minutes) as record:
+    with opened(path, header(minutes)) as record:
         others = [r for r in record["runs"].get(name, []) if r["seed"] != found["seed"]]
         record["runs"][name] = sorted([*others, found], key=lambda r: r["seed"])
 
@@ -173,7 +168,7 @@ def main():
     settle()
     if given.cost: return cost(AutoTokenizer.from_pretrained(FOLDER))
     path = given.record or RESULTS / ("text_trained.json" if given.minutes == 60 else f"text_trained_{given.minutes:g}.json")
-    known = json.loads(path.read_text())["runs"] if path.exists() else {}
+    known = runs_of(path)
     jobs = [(name, seed, given.minutes, given.device, path, given.adapters) for seed in given.seeds for name in given.arms or ARMS
             if not any(r["seed"] == seed for r in known.get(name, []))]
     if given.workers == 1:
