@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .dist import TokenDist
 from .rollout import Phase
-from .soft_embed import off_manifold
+from .soft_embed import mix_embeds, off_manifold
 
 # %% ../nbs/02b_trace.ipynb #8a5ad29a
 @dataclass
@@ -79,14 +79,23 @@ def from_infos(
 # %% ../nbs/02b_trace.ipynb #0033d556
 @torch.no_grad()
 def _measures(trace, infos, embedding, chunk=64):
-    "How far off the manifold the fed vectors were, of the recorded part; `chunk` steps at a time."
+    "How far off the manifold the fed vectors were, beside the recorded tokens; `chunk` steps at a time."
     parts = []
     for s in range(0, len(trace), chunk):
-        embeds = [i.embeds for i in infos[s:s + chunk]]
-        dist = TokenDist(trace.ids[s:s + chunk], trace.probs[s:s + chunk])
-        given = None if any(e is None for e in embeds) else torch.stack(embeds)
-        parts.append(off_manifold(dist, embedding, given))
+        ids, probs = trace.ids[s:s + chunk], trace.probs[s:s + chunk]
+        whole = probs.sum(-1, keepdim=True).clamp_min(torch.finfo(probs.dtype).tiny)
+        dist = TokenDist(ids, probs / whole)
+        parts.append(off_manifold(dist, embedding, _vectors(infos[s:s + chunk], dist, embedding)))
     return {k: torch.cat([p[k] for p in parts]) for k in ("norm_ratio", "cosine")}
+
+# %% ../nbs/02b_trace.ipynb #02btrcv0
+def _vectors(infos, dist, embedding):
+    "What was fed `(s, b, d)`: kept, or a mixer's own, or the mixture of `dist`; None: that at every step."
+    own = [info.embeds if info.fed is None else info.fed for info in infos]
+    if all(x is None for x in own): return None
+    mixed = lambda s: mix_embeds(dist.map(lambda x: x[s]), embedding)
+    fed = [mixed(s) if x is None else x for s, x in enumerate(own)]
+    return torch.stack([x.to(torch.promote_types(x.dtype, torch.float32)) for x in fed])
 
 # %% ../nbs/02b_trace.ipynb #d9a3579a
 @patch

@@ -115,8 +115,8 @@ def replies(model, tokenizer, arm, batch):
     inputs = chat(tokenizer, batch)
     generators = [torch.Generator().manual_seed(1000 * i + len(name)) for name, i, _ in batch]
     options = plugs(arm, tokenizer)
-    out = soft_generate(model, **inputs, **options, generator=generators, max_new_tokens=NEW, tokenizer=tokenizer,
-                        trace_k=0 if "greedy" in arm else 16)
+    traced = dict(trace_k=0) if "greedy" in arm else dict(trace_k=16, trace_embeds=True)  # the norm is that of all that was fed
+    out = soft_generate(model, **inputs, **options, generator=generators, max_new_tokens=NEW, tokenizer=tokenizer, **traced)
     ids = out.sequences[:, inputs["input_ids"].shape[1]:].tolist()
     rows = [dict(data=name, index=i, ids=row, right=check_answer(tokenizer.decode(row, skip_special_tokens=True), p.answer))
             for (name, i, p), row in zip(batch, ids)]
