@@ -3,6 +3,7 @@
     python experiments/text/trained.py teacher_lora guided_lora --minutes 15 --seeds 1 --adapters FOLDER    makes the adapters
     python experiments/text/recipes.py                               the model as it is
     python experiments/text/recipes.py guided=FOLDER/guided_lora_1   with an adapter, under the name "guided"
+    python experiments/text/recipes.py --again                       CoT2 and its controls, on 136 questions that the others did not see
 
 The measure is that of `untrained.py`: nats per token of the gold solution and of the gold answer, behind the steps. `results/text_recipes.json`
 is written after every method, so a run that was stopped goes on.
@@ -11,7 +12,8 @@ import json, os, platform, sys, time
 from importlib.metadata import version
 from pathlib import Path
 
-os.environ.setdefault("SIZES", "64 16 0 0")  # Questions; rows at a time; no whole replies
+AGAIN = "--again" in sys.argv
+os.environ.setdefault("SIZES", "200 16 0 0" if AGAIN else "64 16 0 0")  # Questions; rows at a time; no whole replies
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,12 +22,19 @@ from transformers.utils import logging
 from soft_decoding import RECIPES
 from untrained import BATCH, FOLDER, NAME, QUESTIONS, chat, default, prefilled, problems, scores
 
-RECORD = Path(__file__).parents[2] / "results/text_recipes.json"
+RECORD = Path(__file__).parents[2] / f"results/text_recipes{'_again' * AGAIN}.json"
 STEPS = 16
 CHANGES = {"thinkrouter": dict(tau=.5), "soft-tokens": dict(sigma=None), "cot2": dict(steps=STEPS), "coconut": dict(latents=STEPS, end=None),
            "soft-thinking": dict(scaled=True), "stochastic-dirichlet": dict(scaled=True), "swireasoning": dict(scaled=True)}
 CONTROLS = dict(greedy_0=dict(greedy=True, steps=0), greedy=dict(greedy=True, steps=STEPS), sampled=dict(sampled=True, steps=STEPS), mixture=default(steps=STEPS))
-ARMS = CONTROLS | {name: dict(recipe=name, steps=STEPS, changes=CHANGES.get(name, {})) for name in RECIPES}
+NAMES = ["cot2"] if AGAIN else list(RECIPES)  # the one that was ahead of greedy tokens
+ARMS = CONTROLS | {name: dict(recipe=name, steps=STEPS, changes=CHANGES.get(name, {})) for name in NAMES}
+
+def questions():
+    "The first 32 of each set in their drawn order; asked again, those from there on."
+    sets = {}
+    for p in problems(): sets.setdefault(p[0], []).append(p)
+    return [p for rows in sets.values() for p in (rows[32:] if AGAIN else rows)]
 
 def load(adapter):
     model = AutoModelForCausalLM.from_pretrained(FOLDER)
@@ -48,7 +57,7 @@ def run(name, adapter=None):
     record = json.loads(RECORD.read_text()) if RECORD.exists() else begin()
     if record["questions"] != QUESTIONS: raise SystemExit(f"{RECORD} has {record['questions']} questions, not {QUESTIONS}; move it away first.")
     found = record["models"].setdefault(name, {})
-    asked = sorted(problems(), key=lambda x: len(x[2].prompt))  # rows of one length waste no pads
+    asked = sorted(questions(), key=lambda x: len(x[2].prompt))  # rows of one length waste no pads
     batches = [asked[i:i + BATCH] for i in range(0, len(asked), BATCH)]
     begun = [prefilled(model, chat(tokenizer, batch)) for batch in batches]
     for arm in [arm for arm in ARMS if arm not in found]:
@@ -60,4 +69,4 @@ def run(name, adapter=None):
 
 if __name__ == "__main__":
     torch.set_num_threads(1); logging.set_verbosity_error(); logging.disable_progress_bar()
-    for given in sys.argv[1:] or ["as it is"]: run(*given.split("=", 1))
+    for given in [x for x in sys.argv[1:] if x != "--again"] or ["as it is"]: run(*given.split("=", 1))
