@@ -233,6 +233,20 @@ def rules(
     return dict(majority=sum(p.answer == overall for p in problems) / n,
                 parity=sum(p.answer == guess[parity(p)] for p in problems) / n)
 
+# %% ../nbs/09_tasks.ipynb #09guess0
+@patch
+def guessed(
+    self: MNNS,
+    problems: list[Problem],  # Problems to guess
+    train: list[Problem],  # Problems whose answers are drawn from
+    n: int = 1,  # Guesses per problem, at least 1
+) -> float:  # Expected share of problems
+    "How often one of `n` answers is right, drawn from those of training problems with the same parity."
+    parity = lambda p: sum(p.record["digits"]) % 2
+    counts = {k: Counter(p.answer for p in train if parity(p) == k) for k in (0, 1)}
+    chance = lambda p: counts[parity(p)][p.answer] / max(1, counts[parity(p)].total())
+    return sum(1 - (1 - chance(p)) ** n for p in problems) / len(problems)
+
 # %% ../nbs/09_tasks.ipynb #68f94e1f
 ENTITIES = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split()
 CONCEPTS = ("bompus boompus brimpus chorpus dumpus felpus fompus gerpus gorpus grimpus gwompus hilpus impus "

@@ -294,15 +294,15 @@ def add(path, part, found):
 AGAIN = dict(guided=(1.2e-2, "soft"), teacher=(1.2e-2, "mean_16"), sampled=(1.2e-2, "greedy"), coins=(1.2e-2, "soft"))  # Rate and decoder; settled before
 
 
-def again(path, names, seeds):
+def again(path, names, seeds, kind="optimal"):
     "The second confirmation: other seeds, another split, the safer rate."
     CFG.split_seed = 2
     train, heldout = TASK.split(CFG.heldout, CFG.split_seed)
     for seed in seeds:
         for name in names:
-            if any((r["arm"], r["seed"]) == (name, seed) for r in known(path, "runs")): continue
+            if any((r["arm"], r["data"], r["seed"]) == (name, kind, seed) for r in known(path, "runs")): continue
             rate, way = AGAIN[name]
-            add(path, "runs", run(name, "optimal", 500, seed, rate, train, heldout) | dict(judged_by=way))
+            add(path, "runs", run(name, kind, 500, seed, rate, train, heldout) | dict(judged_by=way))
 
 
 def cost(names, steps=40, rounds=5):
@@ -336,7 +336,9 @@ def main():
     transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
     names = args.arms or [name for name, arm in ARMS.items() if not arm.rate_of]
     if args.cost: return cost(names)
-    if args.again is not None: return again(ROOT / "results/chains_again.json", args.arms or list(AGAIN), args.again or range(20, 30))
+    if args.again is not None:
+        for kind in args.data: again(ROOT / "results/chains_again.json", args.arms or list(AGAIN), args.again or range(20, 30), kind)
+        return
     if args.tune: return tune(args.record, names, args.data, args.budgets)
     do(args.record, names, args.data, args.budgets, args.seeds, args.rate)
 
