@@ -27,8 +27,10 @@ STEPS = 16
 CHANGES = {"thinkrouter": dict(tau=.5), "soft-tokens": dict(sigma=None), "cot2": dict(steps=STEPS), "coconut": dict(latents=STEPS, end=None),
            "soft-thinking": dict(scaled=True), "stochastic-dirichlet": dict(scaled=True), "swireasoning": dict(scaled=True)}
 CONTROLS = dict(greedy_0=dict(greedy=True, steps=0), greedy=dict(greedy=True, steps=STEPS), sampled=dict(sampled=True, steps=STEPS), mixture=default(steps=STEPS))
+LOOKS = dict(one_hot=dict(draws=1, temperature=3., steps=STEPS), noise=dict(draws=3, temperature=100., steps=STEPS))  # not settled before: is it the mean of three, or the heat?
 NAMES = ["cot2"] if AGAIN else list(RECIPES)  # the one that was ahead of greedy tokens
 ARMS = CONTROLS | {name: dict(recipe=name, steps=STEPS, changes=CHANGES.get(name, {})) for name in NAMES}
+if AGAIN: ARMS |= LOOKS
 
 def questions():
     "The first 32 of each set in their drawn order; asked again, those from there on."

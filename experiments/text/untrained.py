@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from soft_decoding import (
-    GumbelMixer, Sampling, State, Switch, Think, check_answer, fired, gsm8k, norm_mixer, plain_mixer, recipe, soft_generate,
+    GumbelMixer, KSampleMixer, Sampling, State, Switch, Think, check_answer, fired, gsm8k, norm_mixer, plain_mixer, recipe, soft_generate,
     soft_rollout, svamp)
 from soft_decoding.cache import cache_name, cache_of
 
@@ -47,6 +47,7 @@ def plugs(arm, tokenizer):
     if "recipe" in arm:
         own = {} if arm["recipe"] in SPANLESS else dict(think=span)
         return dict(recipe(arm["recipe"], tokenizer, **own, **arm["changes"]))
+    if "draws" in arm: return dict(think=span, sampling=Sampling(arm["temperature"]), mixer=KSampleMixer(arm["draws"]))
     if arm.get("greedy"): return dict(think=span, sampling=Sampling(0.))
     if arm.get("sampled"): return dict(think=span, sampling=Sampling(1., 10), do_sample=True)
     if "switch" in arm: span = Switch(THRESHOLD, arm["switch"], think=span)
