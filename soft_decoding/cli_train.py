@@ -6,8 +6,9 @@
 __all__ = ['TRAIN_DEFAULTS', 'ADAPTERS', 'RUN_FILE', 'NOT_SETTINGS', 'NOT_OF_MODEL', 'READERS', 'mixer_of', 'reward_of', 'train']
 
 # %% ../nbs/12_cli_train.ipynb #15761e67
-import hashlib, json, os, shutil, sys, warnings
+import hashlib, inspect, json, os, shutil, sys, warnings
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,8 +135,8 @@ def _check_guidance(o):
         raise ValueError(message) from e
 
 # %% ../nbs/12_cli_train.ipynb #12rl0001
-_FIRST_STAGE = """guidance_floor guidance_warmup guidance_hold guidance_coins passes hops tolerance
-text_column completion_column max_length drop_unusable"""
+_FIRST_STAGE = """guidance_schedule guidance engine guidance_floor guidance_warmup guidance_hold
+guidance_coins passes hops tolerance text_column completion_column max_length drop_unusable"""
 _SECOND_STAGE = """reward mixer generations completion think_tokens iterations epsilon soft_epsilon
 answer_column"""
 
@@ -143,7 +144,8 @@ def _check_stage(o):
     "Refuse options of the other stage."
     if o.stage not in ("sft", "rl"): raise ValueError(f"`--stage` must be sft or rl, got {o.stage}.")
     names = _FIRST_STAGE if o.stage == "rl" else _SECOND_STAGE
-    if given := [k for k in names.split() if getattr(o, k)]:
+    usual = lambda k: inspect.signature(train).parameters[k].default
+    if given := [k for k in names.split() if getattr(o, k) and getattr(o, k) != usual(k)]:
         other = "sft, learning from text" if o.stage == "rl" else "rl, learning from rewards"
         raise ValueError(f"`--{given[0]}` is for --stage {other}; leave it out.")
 
@@ -168,10 +170,24 @@ NOT_SETTINGS = ("output", "fresh", "debug", "report", "eval_every", "save_every"
 def _run_settings(o):
     "What the result depends on."
     out = {k: v for k, v in vars(o).items() if k not in NOT_SETTINGS}
-    for k in ("data", "eval_data"):
-        if out[k] and Path(out[k]).is_file():
-            out[k + "_sha256"] = hashlib.sha256(Path(out[k]).read_bytes()).hexdigest()
-    return out
+    reward = (o.reward or "").rpartition(":")[0]
+    named = dict(model=o.model, data=o.data, eval_data=o.eval_data, reward=reward)
+    found = {k: Path(where).expanduser() for k, where in named.items() if where}
+    return out | {k + "_sha256": _digest(path) for k, path in found.items() if path.exists()}
+
+def _digest(path):
+    "Of the content of a file, or of all files in a folder; of a large one of a megabyte in every 64."
+    total, files = hashlib.sha256(), [path]
+    if path.is_dir(): files = sorted(p for p in path.rglob("*") if p.is_file())
+    for file in files:
+        if file != path: total.update(str(file.relative_to(path)).encode())
+        size = file.stat().st_size
+        total.update(str(size).encode())
+        with file.open("rb") as f:
+            for start in range(0, size, 2 ** 20 if size < 2 ** 26 else 2 ** 26):
+                f.seek(start)
+                total.update(f.read(2 ** 20))
+    return total.hexdigest()
 
 # %% ../nbs/12_cli_train.ipynb #aaacbaf6
 def _open_run(o):
@@ -198,6 +214,11 @@ def _check_fresh(out):
 def _check_same(out, old, new):
     "Refuse to go on with other settings; an option may be younger than the run."
     for k in sorted({*old, *new}):
+        what = k.removesuffix("_sha256")
+        if k != what and k in old and old.get(what) == new.get(what) and old[k] != new.get(k):
+            raise ValueError(f"`--output` {out} was begun with another content of --{what} {new.get(what)}; "
+                             "restore it, or give another folder, or --fresh.")
+        if k != what: continue  # an older run knows of fewer contents
         if (was := old.get(k)) != (now := new.get(k)) and (now or k in old):
             raise ValueError(f"`--output` {out} was begun with {k}={was}, got {k}={now}; "
                              "use the same, another folder, or --fresh.")
@@ -254,9 +275,18 @@ def _read(where, o, option):
         if column and column not in rows.column_names:
             raise ValueError(f"`--{option}` {where} has no column {column!r}; "
                              f"it has {', '.join(rows.column_names)}.")
-        if column and column != name: rows = rows.rename_column(column, name)
+        if column: rows = _renamed(rows, column, name)
+    if o.text_column:  # which is what is learned, whatever other columns are called
+        others = [c for c in ("prompt", "completion", "messages") if c in rows.column_names]
+        rows = rows.remove_columns(others)
     if not len(rows): raise ValueError(f"`--{option}` {where} has no rows.")
     return rows
+
+def _renamed(rows, column, name):
+    "The rows with a column under the name that training knows; one of that name goes."
+    if column == name: return rows
+    if name in rows.column_names: rows = rows.remove_columns(name)
+    return rows.rename_column(column, name)
 
 # %% ../nbs/12_cli_train.ipynb #7b570231
 def _load_rows(where, split, option):
@@ -273,11 +303,19 @@ def _load_rows(where, split, option):
         raise ValueError(f"`--{option}` {where}: there is no such file.")
     try:
         if not path.is_file(): return load_dataset(str(where), split=split)
-        return load_dataset(READERS[path.suffix], data_files=str(path), split="train")
+        kept = dict(data_files=escape(str(path)), cache_dir=_cache_of(path))
+        rows = load_dataset(READERS[path.suffix], split="train", **kept)
+        return rows.filter(lambda row: row["text"].strip() != "") if path.suffix == ".txt" else rows
     except Exception as e:
         cause = e.__cause__ or e
         said = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+        if isinstance(cause, StopIteration): said = "it has no rows"
         raise ValueError(f"`--{option}` {where} cannot be read: {said}") from e
+
+def _cache_of(path):
+    "Where `datasets` keeps what it made of a file: by the content, for its own key is the time of the last change."
+    from datasets import config
+    return str(Path(config.HF_DATASETS_CACHE) / "soft_decoding" / _digest(path)[:24])
 
 # %% ../nbs/12_cli_train.ipynb #a55b813d
 def _rows(o):
@@ -488,7 +526,7 @@ def reward_of(
         raise ValueError(f"`--reward` must be `answer` or file.py:function, got {text}.")
     if not Path(place).is_file(): raise ValueError(f"`--reward` {place}: there is no such file.")
     try: found = run_path(place)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise ValueError(f"`--reward` {place} cannot be run: {type(e).__name__}: {e}") from e
     if not callable(found.get(name)): raise ValueError(f"`--reward` {place} has no function {name!r}.")
     return found[name]
@@ -534,6 +572,7 @@ def _train_rewarded(o):
     if o.data is None: learn, test = _shipped_rows()
     else: learn, test = (None if x is None else _prompted(x, o) for x in _rows(o))
     model, tokenizer = load_model(o.model, o.dtype, "cpu", o.trust_remote_code)
+    _check_room(model, o)
     if o.freeze: freeze(model, *[part.strip() for part in o.freeze.split(",")])
     trainer = _rewarded(o, model, tokenizer, learn, test, reward_of(o.reward))
     trained = sum(p.numel() for p in trainer.soft.parameters() if p.requires_grad)
@@ -563,13 +602,14 @@ def _prompted(rows, o):
     if o.reward == "answer" and column not in rows.column_names:
         raise ValueError(f"`--reward answer` needs a column {column!r}; name it with --answer_column; "
                          f"{o.data} has {has}.")
-    renamed = column != "answer" and column in rows.column_names
-    return rows.rename_column(column, "answer") if renamed else rows
+    return _renamed(rows, column, "answer") if column in rows.column_names else rows
 
 # %% ../nbs/12_cli_train.ipynb #12rl0011
 def _plot(trainer, o):
     "Reward, entropy and clipped shares over the updates, into the folder of the run."
     from soft_decoding.rl_trainer import reward_figure
+    if (Path(o.output) / "rewards.png").exists() and "rewards.png" not in _names(Path(o.output)):
+        return print(f"{o.output} has a rewards.png that this run did not write; the plot is left out.")
     reward_figure(trainer.state.log_history).savefig(Path(o.output) / "rewards.png", dpi=120)
     files = json.loads((Path(o.output) / RUN_FILE).read_text(encoding="utf-8"))["files"]
     _write_run(o, True, run=trainer.run_id, files=[*files, "rewards.png"])
@@ -648,6 +688,7 @@ def train(
 ):
     "Train a model for soft decoding: its inputs become mixtures, less and less led by the truth."
     o = SimpleNamespace(**locals())
+    o.output = str(Path(output).expanduser())
     _check_train(o)
     if model is not None and Path(model).expanduser().is_dir():
         o.model = str(Path(model).expanduser().resolve())

@@ -788,6 +788,9 @@ def _free_loss(metrics): return metrics["eval_loss"]
 # %% ../nbs/03a_trainer.ipynb #7a8da3c3
 def _with_adapters(model, config, seed):
     from peft import get_peft_model
+    if getattr(model, "peft_config", None):
+        raise ValueError("`model` has adapters already, and `peft_config` starts from a whole model: merge "
+                         "them first (`merge_and_unload`), or leave out `peft_config` to train those.")
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # the Trainer seeds only later
         return get_peft_model(model, config)
