@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXPECTED', 'SHIPPED', 'DEFAULTS', 'KEYS', 'Incomplete', 'command', 'find_model', 'quiet', 'torch_device',
-           'torch_dtype', 'load_model', 'sampling_of', 'named_settings', 'check_writable', 'AnswerStream',
-           'belief_table', 'read_prompts', 'generate']
+           'torch_dtype', 'load_model', 'sampling_of', 'named_settings', 'check_writable', 'check_replaceable',
+           'check_apart', 'AnswerStream', 'belief_table', 'read_prompts', 'generate']
 
 # %% ../nbs/11_cli.ipynb #36963eee
 import argparse, difflib, json, os, re, shutil, sys, traceback
@@ -442,6 +442,31 @@ def check_writable(
         raise ValueError(f"`--{option}` {path} cannot be written ({e.strerror}); name a file in a folder "
                          "that exists and is yours to write.") from e
     if new: file.unlink()
+
+# %% ../nbs/11_cli.ipynb #11replc0
+def check_replaceable(
+    option: str,  # That names the file
+    path: Path,  # The file
+    keys: tuple,  # That every file of this kind has
+):
+    "Raise if writing the file would replace anything else than such a JSON file."
+    if not path.is_file() or path.stat().st_size == 0: return
+    try: found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError): found = None
+    if isinstance(found, dict) and all(k in found for k in keys): return
+    raise ValueError(f"`--{option}` {path} is there and holds something else, which would be lost; "
+                     "choose another file.")
+
+# %% ../nbs/11_cli.ipynb #11apart0
+def check_apart(
+    files: dict,  # Option -> path; None: not asked for
+):
+    "Raise if two options name the same file."
+    named = {}
+    for option, path in files.items():
+        if path is None: continue
+        if (other := named.setdefault(os.path.realpath(path), option)) != option:
+            raise ValueError(f"`--{option}` must not be the file of --{other}, {path}.")
 
 # %% ../nbs/11_cli.ipynb #dcf98ecd
 def _check_text(text):
