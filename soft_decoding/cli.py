@@ -326,11 +326,16 @@ def _learned(o):
 _BY_RECIPE = """temperature top_k top_p min_p mass entropy_threshold patience sample answer_temperature answer_top_k
 answer_top_p answer_min_p""".split()  # What a recipe says
 
+def _given(o, option):
+    "Whether the command names this option; 0 is a value like others."
+    value = getattr(o, option, None)
+    return value is not None and value is not False
+
 def _asked_recipe(o):
     "Name and settings of `--recipe`, checked; None without it."
     if o.recipe is None: return None
     from soft_decoding.recipes import check_recipe
-    if said := [k for k in _BY_RECIPE if getattr(o, k, None)]:
+    if said := [k for k in _BY_RECIPE if _given(o, k)]:
         raise ValueError(f"`--recipe` says what `--{said[0]}` says; leave one of them out, or give the recipe the "
                          f"setting: --recipe {o.recipe},{said[0]}=...")
     name, changes = named_settings(o.recipe)
@@ -379,7 +384,7 @@ def _check_options(o):
     need = {f"answer_{k}": "sample" for k in ("temperature", "top_k", "top_p", "min_p")}
     need |= dict(patience="entropy_threshold", output="input", prompt_key="input", progress="input")
     for k, other in need.items():
-        if getattr(o, k) and not getattr(o, other):
+        if _given(o, k) and not _given(o, other):
             raise ValueError(f"`--{k}` does nothing without --{other}; add it.")
     for k in ("think_start", "think_end"):
         if getattr(o, k) == "": raise ValueError(f"`--{k}` is empty; give its text, or leave it out.")
