@@ -355,7 +355,7 @@ def named_settings(
     if wrong := [word for word in words if "=" not in word]:
         raise ValueError(f"`{option}` takes name,setting=value,...; got the setting {wrong[0]!r}.")
     def value(text):
-        try: return literal_eval(text)
+        try: return literal_eval({"true": "True", "false": "False"}.get(text, text))
         except (ValueError, SyntaxError): return text
     return name, {k: value(v) for k, v in (word.split("=", 1) for word in words)}
 

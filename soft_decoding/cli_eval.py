@@ -39,6 +39,8 @@ def named_decoder(
         beams = dict(num_beams=own.pop("num_beams", 4), stochastic=own.pop("stochastic", False))
         return span | beams | dict(beams=_made(name, getattr(sd, _BEAMS[name]), own))
     mixer = getattr(sd, _MIXERS[name])
+    if own and not isinstance(mixer, type):
+        raise ValueError(f"`--decoders` {name} has no settings, got {next(iter(own))}; leave it out.")
     return span | dict(mixer=_made(name, mixer, own) if isinstance(mixer, type) else mixer)
 
 # %% ../nbs/12a_cli_eval.ipynb #ee440f0e

@@ -77,6 +77,7 @@ def make_arm(
     if taken := [k for k in _SHARED if k in options]:
         raise ValueError(f"decoder {name!r}: `{taken[0]}` is not a setting of one decoder; leave it out.")
     votes, soft = options.pop("votes", 1), options.pop("soft", True)
+    if soft not in (True, False): raise ValueError(f"decoder {name!r}: `soft` must be True or False, got {soft!r}.")
     if "recipe" in options: options = _recipe_options(options, tokenizer, common)
     if "sampling" not in options:
         options["sampling"] = Sampling(**{k: options.pop(k, common.get(k)) for k in FILTERS})
@@ -101,6 +102,12 @@ def _check_arm(arm):
     name, options = f"decoder {arm.name!r}", arm.options
     if not isinstance(arm.votes, int) or arm.votes < 1:
         raise ValueError(f"{name}: `votes` must be a whole number of at least 1, got {arm.votes!r}.")
+    for k in ("do_sample", "stochastic"):
+        if (value := options.get(k)) not in (None, True, False):
+            raise ValueError(f"{name}: `{k}` must be True or False, got {value!r}.")
+    beams = options.get("num_beams")
+    if beams is not None and (not isinstance(beams, int) or beams < 1):
+        raise ValueError(f"{name}: `num_beams` must be a whole number of at least 1, got {beams!r}.")
     if arm.votes > 1 and not arm.draws:
         raise ValueError(f"{name}: {arm.votes} votes would be one reply repeated; add `do_sample=True`.")
     if arm.door == "generate" and (options.get("num_beams") or 1) > 1 and options.get("do_sample"):
