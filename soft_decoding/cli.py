@@ -650,7 +650,7 @@ def _decode(model, tokenizer, prompts, lines, o, **kwargs):
         think=Think(o.think_start, o.think_end, o.think, o.entropy_threshold, **cold))
     try: return soft_generate(
         model, ids, mask, **plugs, snap=o.snap, tokenizer=tokenizer, max_new_tokens=o.max_new_tokens,
-        pad_token_id=pad, generator=generator, **kwargs)
+        pad_token_id=pad, generator=generator, num_beams=1, num_return_sequences=1, **kwargs)
     except ValueError as e:
         if "remove_invalid_values" not in str(e): raise
         raise ValueError(f"{str(e).split(';')[0]}: the weights of the model are broken, or overflow in "
