@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import accumulate, combinations_with_replacement, permutations, product
 from math import exp
+from numbers import Real
 from pathlib import Path
 from unicodedata import normalize
 
@@ -902,6 +903,8 @@ def _row_problem(where, row, prompt, answer, template):
     _need(where, row, prompt, answer)
     for name in (prompt, answer):
         if row[name] is None or not str(row[name]).strip(): raise ValueError(f"{where}: `{name}` is empty.")
+        if isinstance(row[name], bool) or not isinstance(row[name], (str, Real)):
+            raise ValueError(f"{where}: `{name}` must be text or a number, got a {type(row[name]).__name__}.")
     gold, text = str(row[answer]).strip(), str(row[prompt])
     return Problem(text if template is None else _ask(template, text), gold, group=str(row.get("group", "")),
                    kind="word" if parse_number(gold) is None else "number", record=dict(row))
