@@ -84,6 +84,7 @@ def _said(error):
     text = str(error)
     if isinstance(error, KeyboardInterrupt): return ": ".join(["interrupted", *map(str, error.args)]), 130
     if isinstance(error, Incomplete): return text, 1
+    if isinstance(error, SystemExit): return f"sys.exit({error.code!r}) was called before the work was done", 1
     if "out of memory" in text:
         return f"{text.splitlines()[0]} Try a smaller --batch_size, or --dtype bfloat16.", 1
     if isinstance(error, OSError) and error.strerror and error.filename is None:  # a write; to open names it
@@ -121,6 +122,11 @@ def _unwritten(stream):
     except OSError as e: _silence(stream); return e
 
 # %% ../nbs/11_cli.ipynb #bc75ae93
+def _asked_options(func, name, groups):
+    "What the command line says; None after --help."
+    try: return _parse(_parser(func, name, groups), sys.argv[1:])
+    except SystemExit: return None
+
 def command(
     name: str,  # Of the command, as in `console_scripts`
     **groups: str,  # Headings of the help: title -> first option below it
@@ -134,7 +140,8 @@ def command(
             for stream in (sys.stdout, sys.stderr):
                 if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
             error, debug = None, "--debug" in sys.argv
-            try: func(**_parse(_parser(func, name, groups), sys.argv[1:]))
+            try:
+                if (options := _asked_options(func, name, groups)) is not None: func(**options)
             except (Exception, KeyboardInterrupt, SystemExit) as e: error = e
             return _exit_code(name, error, _unwritten(sys.stdout), debug)
         return run
@@ -145,7 +152,7 @@ def _exit_code(name, error, lost, debug):
     "The exit code, after a line for what went wrong; `lost` says why standard output was not written."
     if isinstance(lost or error, BrokenPipeError): return 1  # the reader has gone
     if lost is not None: error = OSError(f"standard output cannot be written ({lost.strerror}).")
-    if error is None or isinstance(error, SystemExit): return getattr(error, "code", 0) or 0  # after --help
+    if error is None: return 0
     return _fail(name, error, debug)
 
 # %% ../nbs/11_cli.ipynb #340e8efe
