@@ -13,7 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from .cli import check_writable, command, quiet, torch_device, torch_dtype
+from .cli import check_replaceable, check_writable, command, quiet, torch_device, torch_dtype
 
 # %% ../nbs/13_bench.ipynb #31e94c63
 BENCH_SIZES = {
@@ -305,7 +305,9 @@ def _check_bench(tokens, rounds, threads, dtype, out, training=False, costs=()):
     if tokens is not None and tokens > 1024:
         raise ValueError(f"`--tokens` must be 1024 at most, got {tokens}.")
     torch_dtype(dtype)
-    if out is not None: check_writable("out", Path(out))
+    if out is not None:
+        check_writable("out", Path(out))
+        check_replaceable("out", Path(out), ("config", "cells"))
 
 # %% ../nbs/13_bench.ipynb #e364f648
 def _bench_cell(size, batch, o):

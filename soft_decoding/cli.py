@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXPECTED', 'SHIPPED', 'DEFAULTS', 'KEYS', 'Incomplete', 'command', 'find_model', 'quiet', 'torch_device',
-           'torch_dtype', 'load_model', 'sampling_of', 'named_settings', 'check_writable', 'AnswerStream',
-           'belief_table', 'read_prompts', 'generate']
+           'torch_dtype', 'load_model', 'sampling_of', 'named_settings', 'check_writable', 'check_replaceable',
+           'check_apart', 'AnswerStream', 'belief_table', 'read_prompts', 'generate']
 
 # %% ../nbs/11_cli.ipynb #36963eee
 import argparse, difflib, json, os, re, shutil, sys, traceback
@@ -84,6 +84,7 @@ def _said(error):
     text = str(error)
     if isinstance(error, KeyboardInterrupt): return ": ".join(["interrupted", *map(str, error.args)]), 130
     if isinstance(error, Incomplete): return text, 1
+    if isinstance(error, SystemExit): return f"sys.exit({error.code!r}) was called before the work was done", 1
     if "out of memory" in text:
         return f"{text.splitlines()[0]} Try a smaller --batch_size, or --dtype bfloat16.", 1
     if isinstance(error, OSError) and error.strerror and error.filename is None:  # a write; to open names it
@@ -121,6 +122,11 @@ def _unwritten(stream):
     except OSError as e: _silence(stream); return e
 
 # %% ../nbs/11_cli.ipynb #bc75ae93
+def _asked_options(func, name, groups):
+    "What the command line says; None after --help."
+    try: return _parse(_parser(func, name, groups), sys.argv[1:])
+    except SystemExit: return None
+
 def command(
     name: str,  # Of the command, as in `console_scripts`
     **groups: str,  # Headings of the help: title -> first option below it
@@ -134,7 +140,8 @@ def command(
             for stream in (sys.stdout, sys.stderr):
                 if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
             error, debug = None, "--debug" in sys.argv
-            try: func(**_parse(_parser(func, name, groups), sys.argv[1:]))
+            try:
+                if (options := _asked_options(func, name, groups)) is not None: func(**options)
             except (Exception, KeyboardInterrupt, SystemExit) as e: error = e
             return _exit_code(name, error, _unwritten(sys.stdout), debug)
         return run
@@ -145,7 +152,7 @@ def _exit_code(name, error, lost, debug):
     "The exit code, after a line for what went wrong; `lost` says why standard output was not written."
     if isinstance(lost or error, BrokenPipeError): return 1  # the reader has gone
     if lost is not None: error = OSError(f"standard output cannot be written ({lost.strerror}).")
-    if error is None or isinstance(error, SystemExit): return getattr(error, "code", 0) or 0  # after --help
+    if error is None: return 0
     return _fail(name, error, debug)
 
 # %% ../nbs/11_cli.ipynb #340e8efe
@@ -326,11 +333,16 @@ def _learned(o):
 _BY_RECIPE = """temperature top_k top_p min_p mass entropy_threshold patience sample answer_temperature answer_top_k
 answer_top_p answer_min_p""".split()  # What a recipe says
 
+def _given(o, option):
+    "Whether the command names this option; 0 is a value like others."
+    value = getattr(o, option, None)
+    return value is not None and value is not False
+
 def _asked_recipe(o):
     "Name and settings of `--recipe`, checked; None without it."
     if o.recipe is None: return None
     from soft_decoding.recipes import check_recipe
-    if said := [k for k in _BY_RECIPE if getattr(o, k, None)]:
+    if said := [k for k in _BY_RECIPE if _given(o, k)]:
         raise ValueError(f"`--recipe` says what `--{said[0]}` says; leave one of them out, or give the recipe the "
                          f"setting: --recipe {o.recipe},{said[0]}=...")
     name, changes = named_settings(o.recipe)
@@ -350,7 +362,7 @@ def named_settings(
     if wrong := [word for word in words if "=" not in word]:
         raise ValueError(f"`{option}` takes name,setting=value,...; got the setting {wrong[0]!r}.")
     def value(text):
-        try: return literal_eval(text)
+        try: return literal_eval({"true": "True", "false": "False"}.get(text, text))
         except (ValueError, SyntaxError): return text
     return name, {k: value(v) for k, v in (word.split("=", 1) for word in words)}
 
@@ -379,7 +391,7 @@ def _check_options(o):
     need = {f"answer_{k}": "sample" for k in ("temperature", "top_k", "top_p", "min_p")}
     need |= dict(patience="entropy_threshold", output="input", prompt_key="input", progress="input")
     for k, other in need.items():
-        if getattr(o, k) and not getattr(o, other):
+        if _given(o, k) and not _given(o, other):
             raise ValueError(f"`--{k}` does nothing without --{other}; add it.")
     for k in ("think_start", "think_end"):
         if getattr(o, k) == "": raise ValueError(f"`--{k}` is empty; give its text, or leave it out.")
@@ -442,6 +454,31 @@ def check_writable(
         raise ValueError(f"`--{option}` {path} cannot be written ({e.strerror}); name a file in a folder "
                          "that exists and is yours to write.") from e
     if new: file.unlink()
+
+# %% ../nbs/11_cli.ipynb #11replc0
+def check_replaceable(
+    option: str,  # That names the file
+    path: Path,  # The file
+    keys: tuple,  # That every file of this kind has
+):
+    "Raise if writing the file would replace anything else than such a JSON file."
+    if not path.is_file() or path.stat().st_size == 0: return
+    try: found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError): found = None
+    if isinstance(found, dict) and all(k in found for k in keys): return
+    raise ValueError(f"`--{option}` {path} is there and holds something else, which would be lost; "
+                     "choose another file.")
+
+# %% ../nbs/11_cli.ipynb #11apart0
+def check_apart(
+    files: dict,  # Option -> path; None: not asked for
+):
+    "Raise if two options name the same file."
+    named = {}
+    for option, path in files.items():
+        if path is None: continue
+        if (other := named.setdefault(os.path.realpath(path), option)) != option:
+            raise ValueError(f"`--{option}` must not be the file of --{other}, {path}.")
 
 # %% ../nbs/11_cli.ipynb #dcf98ecd
 def _check_text(text):
@@ -620,7 +657,7 @@ def _decode(model, tokenizer, prompts, lines, o, **kwargs):
         think=Think(o.think_start, o.think_end, o.think, o.entropy_threshold, **cold))
     try: return soft_generate(
         model, ids, mask, **plugs, snap=o.snap, tokenizer=tokenizer, max_new_tokens=o.max_new_tokens,
-        pad_token_id=pad, generator=generator, **kwargs)
+        pad_token_id=pad, generator=generator, num_beams=1, num_return_sequences=1, **kwargs)
     except ValueError as e:
         if "remove_invalid_values" not in str(e): raise
         raise ValueError(f"{str(e).split(';')[0]}: the weights of the model are broken, or overflow in "

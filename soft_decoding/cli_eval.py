@@ -10,8 +10,9 @@ import difflib, json, sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from .cli import (
-    DEFAULTS, SHIPPED, check_writable, command, load_model, named_settings, quiet, sampling_of)
+from soft_decoding.cli import (
+    DEFAULTS, SHIPPED, check_apart, check_replaceable, check_writable, command, load_model, named_settings, quiet,
+    sampling_of)
 
 # %% ../nbs/12a_cli_eval.ipynb #68472e6c
 _MIXERS = dict(gumbel="GumbelMixer", dirichlet="DirichletMixer", gaussian="GaussianMixer",
@@ -38,6 +39,8 @@ def named_decoder(
         beams = dict(num_beams=own.pop("num_beams", 4), stochastic=own.pop("stochastic", False))
         return span | beams | dict(beams=_made(name, getattr(sd, _BEAMS[name]), own))
     mixer = getattr(sd, _MIXERS[name])
+    if own and not isinstance(mixer, type):
+        raise ValueError(f"`--decoders` {name} has no settings, got {next(iter(own))}; leave it out.")
     return span | dict(mixer=_made(name, mixer, own) if isinstance(mixer, type) else mixer)
 
 # %% ../nbs/12a_cli_eval.ipynb #ee440f0e
@@ -157,10 +160,7 @@ def _check_eval(o):
     sampling_of(o)
     if o.plot is not None and Path(o.plot).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"`--plot` must end in .png, .svg or .pdf, got {o.plot}.")
-    for k in ("json", "plot", "out"):
-        if (path := getattr(o, k)) is not None: check_writable(k, Path(path))
-    if o.out is not None and Path(o.out).exists() and not Path(o.out).is_file():
-        raise ValueError(f"`--out` {o.out} is no file, and a run cannot go on from it; name a file.")
+    _check_written(o)
     for text in (o.decoders or "").split(): named_decoder(text)
     if o.decoders is not None and not o.decoders.split() and not o.recipe:
         raise ValueError(f"`--decoders` is empty; there are {', '.join(NAMES)}.")
@@ -170,6 +170,16 @@ def _check_eval(o):
     usual = DEFAULTS["shipped"] if o.model is None else DEFAULTS["other"] | dict(max_new_tokens=_BUDGET)
     if o.think is None and not o.think_end and not o.chat: o.think = usual["think"]
     if o.max_new_tokens is None: o.max_new_tokens = usual["max_new_tokens"]
+
+# %% ../nbs/12a_cli_eval.ipynb #12aout00
+def _check_written(o):
+    "Refuse files that cannot be written, or that hold something else."
+    check_apart({k: getattr(o, k) for k in ("task", "out", "json", "plot")})
+    for k in ("json", "plot", "out"):
+        if (path := getattr(o, k)) is not None: check_writable(k, Path(path))
+    if o.json is not None: check_replaceable("json", Path(o.json), ("rows", "differences", "settings"))
+    if o.out is not None and Path(o.out).exists() and not Path(o.out).is_file():
+        raise ValueError(f"`--out` {o.out} is no file, and a run cannot go on from it; name a file.")
 
 # %% ../nbs/12a_cli_eval.ipynb #a82ad469
 def _find_span(tokenizer, o):

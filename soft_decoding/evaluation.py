@@ -63,6 +63,8 @@ class Arm:
 
 # %% ../nbs/10_eval.ipynb #5c80f2a8
 FILTERS = "temperature", "top_k", "top_p", "min_p"
+_ALONE = dict(num_beams=1, num_return_sequences=1) | dict.fromkeys(
+    ("penalty_alpha", "dola_layers", "prompt_lookup_num_tokens"))  # The decoder says how, not the checkpoint
 _SHARED = ("max_new_tokens", "generator", "num_return_sequences", "return_dict_in_generate", "trace_k",
            "generation_config", "state", "replay")  # What a comparison sets itself
 
@@ -77,6 +79,7 @@ def make_arm(
     if taken := [k for k in _SHARED if k in options]:
         raise ValueError(f"decoder {name!r}: `{taken[0]}` is not a setting of one decoder; leave it out.")
     votes, soft = options.pop("votes", 1), options.pop("soft", True)
+    if soft not in (True, False): raise ValueError(f"decoder {name!r}: `soft` must be True or False, got {soft!r}.")
     if "recipe" in options: options = _recipe_options(options, tokenizer, common)
     if "sampling" not in options:
         options["sampling"] = Sampling(**{k: options.pop(k, common.get(k)) for k in FILTERS})
@@ -101,6 +104,12 @@ def _check_arm(arm):
     name, options = f"decoder {arm.name!r}", arm.options
     if not isinstance(arm.votes, int) or arm.votes < 1:
         raise ValueError(f"{name}: `votes` must be a whole number of at least 1, got {arm.votes!r}.")
+    for k in ("do_sample", "stochastic"):
+        if (value := options.get(k)) not in (None, True, False):
+            raise ValueError(f"{name}: `{k}` must be True or False, got {value!r}.")
+    beams = options.get("num_beams")
+    if beams is not None and (not isinstance(beams, int) or beams < 1):
+        raise ValueError(f"{name}: `num_beams` must be a whole number of at least 1, got {beams!r}.")
     if arm.votes > 1 and not arm.draws:
         raise ValueError(f"{name}: {arm.votes} votes would be one reply repeated; add `do_sample=True`.")
     if arm.door == "generate" and (options.get("num_beams") or 1) > 1 and options.get("do_sample"):
@@ -229,7 +238,7 @@ def by_generate(
     watch = RowSampler(arm.sampling, generators if arm.draws else None)
     options = {k: v for k, v in arm.options.items() if k != "do_sample"}
     processors = [*options.pop("logits_processor", []), watch]
-    unset = dict.fromkeys(FILTERS) | dict(pad_token_id=_pad_id(model, tokenizer))
+    unset = dict.fromkeys(FILTERS) | _ALONE | dict(pad_token_id=_pad_id(model, tokenizer))
     if "stop_strings" in options: options["tokenizer"] = tokenizer
     out = model.generate(**inputs, **unset | options, do_sample=False, max_new_tokens=budget,
                          logits_processor=processors, return_dict_in_generate=True)
@@ -271,7 +280,8 @@ def by_soft_beams(model, tokenizer, arm: Arm, inputs: dict, generators: list, bu
 # %% ../nbs/10_eval.ipynb #b9954c5e
 def _soft_options(model, tokenizer, arm):
     pad = _pad_id(model, tokenizer)
-    return dict(sampling=arm.sampling, tokenizer=tokenizer, pad_token_id=pad, trace_k=1) | arm.options
+    own = dict(sampling=arm.sampling, tokenizer=tokenizer, pad_token_id=pad, trace_k=1)
+    return _ALONE | own | arm.options
 
 def _traced_replies(model, arm, trace, inputs, budget):
     "What the rows of a trace say."

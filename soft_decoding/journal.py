@@ -65,6 +65,7 @@ def _recover(self: Journal):
     self.file.seek(0)
     data = self.file.read()
     whole = data[:data.rfind(b"\n") + 1]
+    torn = data[len(whole):]
     for n, line in enumerate(whole.splitlines(), 1):
         try: key, kept = self.entry(json.loads(line))
         except (ValueError, KeyError, TypeError) as e:
@@ -72,8 +73,16 @@ def _recover(self: Journal):
         self.done[key] = kept
     old = self._old_settings()
     if self.done: self._compare(old)
-    else: self._write_settings()
-    if len(whole) < len(data): self.file.truncate(len(whole))
+    if torn: self._check_torn(torn, old)
+    if not self.done: self._write_settings()
+    if torn: self.file.truncate(len(whole))
+
+# %% ../nbs/09b_journal.ipynb #09btorn0
+@patch
+def _check_torn(self: Journal, torn, old):
+    "Refuse an end without a newline that is no record of this journal, cut short: it may be all there is."
+    if old is None or not torn.startswith(b'{"'[:len(torn)]):
+        self._refuse("ends in text that is no record of this command; choose another file")
 
 # %% ../nbs/09b_journal.ipynb #7db56cbc
 @patch

@@ -12,9 +12,11 @@ import json, os, random, re, threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from fractions import Fraction
 from itertools import accumulate, combinations_with_replacement, permutations, product
 from math import exp
+from numbers import Real
 from pathlib import Path
 from unicodedata import normalize
 
@@ -38,7 +40,7 @@ class Problem:
     soft: list[dict[str, float]] | None = None  # Per step: token -> probability; None where it is not known
     end: str = ""  # What stands between chain and answer: `</think>`, `####`
     sep: str = " "  # Between prompt, steps and answer
-    kind: str = "number"  # Of the answer: "number", "word" (the last one) or "digits" (they may stand apart)
+    kind: str = "number"  # Of the answer: "number", "word" (the last), "words" (all), "digits" (may stand apart)
     group: str = ""  # Problems of one group are variations of each other
     record: dict = field(default_factory=dict, repr=False)  # What it was made from
 
@@ -742,6 +744,18 @@ def _said(text):
     after = plain.rpartition("=")[2]
     return _expression(clause) or _in_prose(after if _NUMBER.search(after) else plain, 0)
 
+# %% ../nbs/09_tasks.ipynb #09words0
+_WORD = re.compile(r"(?<!\w)-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w)|\w+")
+
+def _words(text):
+    "The words of a text, numbers in one form."
+    plain = lambda w: format(Decimal(w.replace(",", "")).normalize() + 0, "f")
+    return [plain(w) if re.fullmatch(r"-?[\d,.]+", w) else w for w in _WORD.findall(text)]
+
+def _last_words(text, n):
+    "So many words at the end of a text; None where there are fewer."
+    return " ".join(words[-n:]) if len(words := _words(text)) >= n else None
+
 # %% ../nbs/09_tasks.ipynb #4c00000c
 def extract_answer(
     text: str,  # What a model wrote
@@ -795,11 +809,13 @@ def _math_verify():
 def said(
     self: Problem,
     text: str,  # What a model wrote after the prompt
-) -> str | None:  # A number as written, or the last word; None where there is none
+) -> str | None:  # A number as written, or the last word or words; None where there are none
     "The answer in `text`, in the form in which answers are compared."
     if self.kind == "number": return extract_answer(text)
     if self.kind == "digits": return "".join((re.findall(r"\d(?: ?\d)*", text) or [""])[-1].split()) or None
-    return (re.findall(r"\w+", re.sub(r"<[^<>]*>", " ", text)) or [None])[-1]
+    text = re.sub(r"<[^<>]*>", " ", text)
+    if self.kind == "words": return _last_words(text, len(_words(self.answer)))
+    return (re.findall(r"\w+", text) or [None])[-1]
 
 # %% ../nbs/09_tasks.ipynb #e731c93b
 @patch
@@ -902,9 +918,19 @@ def _row_problem(where, row, prompt, answer, template):
     _need(where, row, prompt, answer)
     for name in (prompt, answer):
         if row[name] is None or not str(row[name]).strip(): raise ValueError(f"{where}: `{name}` is empty.")
-    gold, text = str(row[answer]).strip(), str(row[prompt])
+        if isinstance(row[name], bool) or not isinstance(row[name], (str, Real)):
+            raise ValueError(f"{where}: `{name}` must be text or a number, got a {type(row[name]).__name__}.")
+    text, (gold, marks) = str(row[prompt]), _gold(where, answer, str(row[answer]).strip())
+    kind = "number" if parse_number(gold) is not None else "words" if len(_words(gold)) > 1 else "word"
     return Problem(text if template is None else _ask(template, text), gold, group=str(row.get("group", "")),
-                   kind="word" if parse_number(gold) is None else "number", record=dict(row))
+                   kind=kind, record=dict(row), **marks)
+
+def _gold(where, name, text):
+    "The right answer in a column: what follows `####` if there is one, as in GSM8K, and what led to it."
+    solution, mark, gold = text.rpartition("####")
+    if not mark: return text, {}
+    if not gold.strip(): raise ValueError(f"{where}: `{name}` has nothing after ####.")
+    return gold.strip(), dict(chain=solution.strip().splitlines(), end="####", sep="\n")
 
 # %% ../nbs/09_tasks.ipynb #7d4f049f
 def _ids(tokenizer, text, **kwargs):
