@@ -170,8 +170,9 @@ NOT_SETTINGS = ("output", "fresh", "debug", "report", "eval_every", "save_every"
 def _run_settings(o):
     "What the result depends on."
     out = {k: v for k, v in vars(o).items() if k not in NOT_SETTINGS}
-    reward = (o.reward or "").rpartition(":")[0]
-    named = dict(model=o.model, data=o.data, eval_data=o.eval_data, reward=reward)
+    given = vars(o).get
+    named = {k: given(k) for k in ("model", "data", "eval_data")}
+    named["reward"] = (given("reward") or "").rpartition(":")[0]
     found = {k: Path(where).expanduser() for k, where in named.items() if where}
     return out | {k + "_sha256": _digest(path) for k, path in found.items() if path.exists()}
 
