@@ -250,7 +250,17 @@ def load_model(
     if wrong := sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"]})):
         raise ValueError(f"`--model` {where} does not hold the weights that its config.json asks for: "
                          f"{len(wrong)} are missing or of another shape, such as {wrong[0]}.")
+    _check_unused(where, model, info["unexpected_keys"])
     return model.to(device).eval(), tokenizer
+
+# %% ../nbs/11_cli.ipynb #11unused
+def _check_unused(where, model, keys):
+    "Refuse weights that the model would go without, unless its class says that they are of no use."
+    known = [*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()),
+             r"(^|\.)(masked_bias|inv_freq|position_ids)$"]  # buffers of older releases
+    if unused := sorted(k for k in map(str, keys) if not any(re.search(p, k) for p in known)):
+        raise ValueError(f"`--model` {where} holds {len(unused)} weights that its config.json has no place for, "
+                         f"such as {unused[0]}; is it the right config.json?")
 
 # %% ../nbs/11_cli.ipynb #fe92df83
 def _hub_answers(seconds=3):
