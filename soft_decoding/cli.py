@@ -255,10 +255,10 @@ def load_model(
 
 # %% ../nbs/11_cli.ipynb #11unused
 def _check_unused(where, model, keys):
-    "Refuse weights that the model would go without, unless its class says that they are of no use."
-    known = [*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()),
-             r"(^|\.)(masked_bias|inv_freq|position_ids)$"]  # buffers of older releases
-    if unused := sorted(k for k in map(str, keys) if not any(re.search(p, k) for p in known)):
+    "Refuse weights of layers that the config has no place for; other spare ones, of a tower or a head, are none of ours."
+    shape = lambda name: re.sub(r"\d+", "#", name)
+    known = {shape(name) for name in model.state_dict()}
+    if unused := sorted(k for k in map(str, keys) if shape(k) in known):
         raise ValueError(f"`--model` {where} holds {len(unused)} weights that its config.json has no place for, "
                          f"such as {unused[0]}; is it the right config.json?")
 
