@@ -271,23 +271,25 @@ READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parque
 def _read(where, o, option):
     "The rows of a file or of a dataset of the Hub, with the columns that training knows."
     rows = _load_rows(where, o.split, option)
-    named = ((o.text_column, "text"), (o.prompt_column, "prompt"), (o.completion_column, "completion"))
-    for column, name in named:
-        if column and column not in rows.column_names:
-            raise ValueError(f"`--{option}` {where} has no column {column!r}; "
-                             f"it has {', '.join(rows.column_names)}.")
-        if column: rows = _renamed(rows, column, name)
+    rows = _renamed(rows, where, option, text=o.text_column, prompt=o.prompt_column,
+                    completion=o.completion_column)
     if o.text_column:  # which is what is learned, whatever other columns are called
         others = [c for c in ("prompt", "completion", "messages") if c in rows.column_names]
         rows = rows.remove_columns(others)
     if not len(rows): raise ValueError(f"`--{option}` {where} has no rows.")
     return rows
 
-def _renamed(rows, column, name):
-    "The rows with a column under the name that training knows; one of that name goes."
-    if column == name: return rows
-    if name in rows.column_names: rows = rows.remove_columns(name)
-    return rows.rename_column(column, name)
+def _renamed(rows, where, option, **named):
+    "The rows with columns under the names that training knows, all at once; others of those names go."
+    chosen = {column: name for name, column in named.items() if column}
+    if len(chosen) < sum(map(bool, named.values())):
+        raise ValueError(f"A column can be named for one thing, got {', '.join(filter(None, named.values()))}.")
+    for column in chosen:
+        if column not in rows.column_names:
+            raise ValueError(f"`--{option}` {where} has no column {column!r}; "
+                             f"it has {', '.join(rows.column_names)}.")
+    gone = [name for name in chosen.values() if name in rows.column_names and name not in chosen]
+    return rows.remove_columns(gone).rename_columns({c: name for c, name in chosen.items() if c != name})
 
 # %% ../nbs/12_cli_train.ipynb #7b570231
 def _load_rows(where, split, option):
@@ -603,7 +605,7 @@ def _prompted(rows, o):
     if o.reward == "answer" and column not in rows.column_names:
         raise ValueError(f"`--reward answer` needs a column {column!r}; name it with --answer_column; "
                          f"{o.data} has {has}.")
-    return _renamed(rows, column, "answer") if column in rows.column_names else rows
+    return _renamed(rows, o.data, "data", answer=column) if column in rows.column_names else rows
 
 # %% ../nbs/12_cli_train.ipynb #12rl0011
 def _plot(trainer, o):
