@@ -10,9 +10,9 @@ import difflib, json, sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from soft_decoding.cli import (
-    DEFAULTS, SHIPPED, check_apart, check_replaceable, check_writable, command, load_model, named_settings, quiet,
-    sampling_of)
+from .cli import (
+    DEFAULTS, SHIPPED, check_apart, check_replaceable, check_writable,
+    command, load_model, named_settings, quiet, sampling_of)
 
 # %% ../nbs/12a_cli_eval.ipynb #68472e6c
 _MIXERS = dict(gumbel="GumbelMixer", dirichlet="DirichletMixer", gaussian="GaussianMixer",

@@ -174,12 +174,16 @@ def _run_settings(o):
     named = {k: given(k) for k in ("model", "data", "eval_data")}
     named["reward"] = (given("reward") or "").rpartition(":")[0]
     found = {k: Path(where).expanduser() for k, where in named.items() if where}
-    return out | {k + "_sha256": _digest(path) for k, path in found.items() if path.exists()}
+    own = Path(given("output") or "").resolve()  # which grows, and may lie in a folder of data
+    return out | {k + "_sha256": _digest(path, own) for k, path in found.items() if path.exists()}
 
-def _digest(path):
-    "Of the content of a file, or of all files in a folder; of a large one of a megabyte in every 64."
+def _digest(path, own=None):
+    "Of the content of a file, or of all in a folder but `own` and what is hidden; of a large file in samples."
     total, files = hashlib.sha256(), [path]
-    if path.is_dir(): files = sorted(p for p in path.rglob("*") if p.is_file())
+    if path.is_dir():
+        hidden = lambda p: any(part.startswith(".") for part in p.relative_to(path).parts)
+        ours = lambda p: own is not None and own in p.resolve().parents
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not hidden(p) and not ours(p))
     for file in files:
         if file != path: total.update(str(file.relative_to(path)).encode())
         size = file.stat().st_size
@@ -612,7 +616,7 @@ def _plot(trainer, o):
     "Reward, entropy and clipped shares over the updates, into the folder of the run."
     from soft_decoding.rl_trainer import reward_figure
     if (Path(o.output) / "rewards.png").exists() and "rewards.png" not in _names(Path(o.output)):
-        return print(f"{o.output} has a rewards.png that this run did not write; the plot is left out.")
+        return print(f"{o.output} has a rewards.png that this run did not write: it stays, and the plot is left out.")
     reward_figure(trainer.state.log_history).savefig(Path(o.output) / "rewards.png", dpi=120)
     files = json.loads((Path(o.output) / RUN_FILE).read_text(encoding="utf-8"))["files"]
     _write_run(o, True, run=trainer.run_id, files=[*files, "rewards.png"])
