@@ -240,6 +240,7 @@ WEIGHTS, CONFIG = "learnable_sampling.safetensors", "learnable_sampling.json"  #
 def save_pretrained(
     self: LearnableSampling,
     folder: str | Path,  # Usually that of the model
+    state_dict: dict | None = None,  # Whole weights, where the module's own are sharded
 ):
     "Write settings and weights."
     from safetensors.torch import save_file
@@ -247,7 +248,8 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     config = dict(self.config, sharpness=self.sharpness, hard=self.hard)
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    save_file({k: v.detach().contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS)
+    weights = self.state_dict() if state_dict is None else state_dict
+    save_file({k: v.detach().contiguous() for k, v in weights.items()}, folder / WEIGHTS)
 
 # %% ../nbs/06_learnable_temp.ipynb #3393e6a0
 @patch

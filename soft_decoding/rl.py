@@ -140,11 +140,12 @@ def logits_again(
     sampling: Callable = Sampling(),  # Of the mixtures; a module with `on`, too
     hidden: bool = False,  # Last hidden states as well
     rebuild: bool | None = None,  # Make the fed weights anew; None: where the mixer does
+    agree: Callable | None = None,  # Number -> its maximum over processes, which must run equally many passes
 ) -> tuple[Tensor, Tensor | None]:  # Logits before each step `(b, s, v)`, with graph; hidden states `(b, s, d)`
     "What a model says before every step of the draws."
     run = _rebuilt_logits if (mixer.rebuilds if rebuild is None else rebuild) else _fed_logits
     kwargs = dict(output_hidden_states=True) if hidden else {}
-    logits, state = run(model, draws, mixer, sampling, kwargs)
+    logits, state = run(model, draws, mixer, sampling, kwargs, agree)
     own = slice(draws.start - 1, -1)
     return logits[:, own], state.outputs["hidden_states"][-1][:, own] if hidden else None
 
@@ -169,7 +170,7 @@ def _everywhere(model, draws, kwargs):
     return replace(state, model_kwargs=dict(state.model_kwargs, **kwargs))
 
 # %% ../nbs/08_rl.ipynb #3cfb9dc1
-def _fed_logits(model, draws, mixer, sampling, kwargs):
+def _fed_logits(model, draws, mixer, sampling, kwargs, agree=None):
     "Logits `(b, t, v)` of one pass over the vectors that were fed, and the state."
     embedding = model.get_input_embeddings()
     state = _everywhere(model, draws, kwargs)
@@ -178,7 +179,7 @@ def _fed_logits(model, draws, mixer, sampling, kwargs):
     return forward(model, replace(state, soft=replace(state.soft, embeds=embeds)))
 
 # %% ../nbs/08_rl.ipynb #ec87d610
-def _rebuilt_logits(model, draws, mixer, sampling, kwargs):
+def _rebuilt_logits(model, draws, mixer, sampling, kwargs, agree=None):
     "Logits `(b, t, v)` and the state; the weights of soft steps made anew in the graph, a pass for each."
     state = _everywhere(model, draws, kwargs)
     before = torch.arange(1 - draws.start, draws.soft.shape[1], device=draws.soft.device)
@@ -187,9 +188,11 @@ def _rebuilt_logits(model, draws, mixer, sampling, kwargs):
     again = draws.map(lambda x: x[:, step] if x.shape[1] == draws.soft.shape[1] else x)
     truth = Guidance(draws.input_ids[:, 1:], torch.where(soft, 0., 1.).double())
     passes = 1 + int(draws.mixed.sum(-1).max())
+    if agree is not None: passes = int(agree(passes))
     held = lambda logits, ctx: (sampling.on(logits, again.support, again), logits[..., 0])
     feed = lambda dist, ctx: mixer.feed(again.fed.draw, dist)
-    state, info = soft_passes(model, state, passes, sampling=held, mixer=feed, guidance=truth, grad=True)
+    state, info = soft_passes(model, state, passes, sampling=held, mixer=feed, guidance=truth, grad=True,
+                              agree=agree)
     return info.logits, state
 
 # %% ../nbs/08_rl.ipynb #bb9358af

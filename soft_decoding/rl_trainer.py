@@ -11,10 +11,12 @@ __all__ = ['SIGNS', 'VALUES', 'SoftGRPOConfig', 'encode_prompts', 'check_prompts
 import asyncio, inspect, math, warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import TrainerCallback
@@ -27,7 +29,7 @@ from .rollout import Phase, State, soft_rollout
 from .decode import bound_think
 from .think import Think
 from .train import evaluating
-from .trainer import SafeTrainer, SafeTrainingArguments, prompt_ids
+from .trainer import SafeTrainer, SafeTrainingArguments, max_over_processes, prompt_ids
 from .rl import (
     LOSS_TYPES, Draws, check_scored, gae_advantages, group_advantages, logits_again, mean_loss, policy_loss,
     step_entropy, step_logps, support_kl)
@@ -273,7 +275,12 @@ class PolicyModule(nn.Module):
         self.think, self.length, self.ends, self.pad = think, length, tuple(ends), pad
 
     @property
-    def beside(self): return [part for part in (self.learned, self.value_head) if part is not None]
+    def beside(self):  # Saved beside the model
+        parts = dict(learned=self.learned, value_head=self.value_head)
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @property
+    def agree(self): return max_over_processes if self.together else None  # For drivers; sharded weights need it
 
     def __getattr__(self, name):
         try: return super().__getattr__(name)
@@ -310,7 +317,7 @@ def draw(
     return soft_rollout(
         self.model, state, self.length, **self.plugs, **kept, think=self.think, do_sample=True,
         generator=generator, grad=grad, pad_token_id=self.pad,
-        stopping=_Ends(self.ends) if self.ends else None)
+        stopping=_Ends(self.ends) if self.ends else None, agree=self.agree)
 
 # %% ../nbs/08a_rl_trainer.ipynb #408ccdbd
 @dataclass
@@ -332,7 +339,7 @@ def score(
 ) -> dict:  # `logps`, `entropy`, and where asked for `kl` and `values`, each `(b, s)`
     "How likely every step is, and what the losses need besides."
     mixer, sampling = self.plugs["mixer"], self.plugs["sampling"]
-    again = dict(mixer=mixer, sampling=sampling)
+    again = dict(mixer=mixer, sampling=sampling, agree=self.agree)
     logits, hidden = logits_again(self.model, draws, **again, hidden=self.value_head is not None)
     out = dict(logps=step_logps(draws, logits, **self.plugs))
     with torch.set_grad_enabled(torch.is_grad_enabled() and self.entropy_graph):
@@ -405,8 +412,7 @@ class SoftGRPOTrainer(SafeTrainer):
         self.generation, self._meter, self._calm, self.rollouts = None, {}, Counter(), rollouts
         super().__init__(model, args, list, train_dataset, eval_dataset, processing_class,
                          peft_config=peft_config, **kwargs)
-        if self.soft.together:
-            raise ValueError("Rewards need whole weights on every process; leave out `fsdp` and `deepspeed`.")
+        if self.soft.together: _check_sharded(self)
         for rows in _row_lists(train_dataset, eval_dataset): check_prompts(rows, self.tokenizer, self.room())
         self.reward_funcs = _reward_list(reward_funcs, reward_processing_classes, self.tokenizer)
         if args.reward_weights is not None and len(args.reward_weights) != len(self.reward_funcs):
@@ -415,6 +421,16 @@ class SoftGRPOTrainer(SafeTrainer):
         for frozen in (reference, judge):
             if frozen is not None: frozen.eval().requires_grad_(False).to(self.args.device)
         for hook in (_Boundary, _Epoch): self.add_callback(hook(self))
+
+# %% ../nbs/08a_rl_trainer.ipynb #08ashrd0
+def _check_sharded(trainer):
+    "Refuse what cannot be sharded here: weights for an engine's copy, or by other means than FSDP 2."
+    if not trainer.accelerator.is_fsdp2:
+        raise ValueError("Rewards know weights that are sharded by FSDP 2, and no others; give `fsdp_config` "
+                         "a `version` of 2, or leave out `fsdp` and `deepspeed`.")
+    if trainer.rollouts is not None:
+        raise ValueError("`rollouts` needs whole weights on every process; leave out `fsdp`.")
+
 
 # %% ../nbs/08a_rl_trainer.ipynb #08arows0
 def _row_lists(train, evaluation):
@@ -602,16 +618,30 @@ def draw_generation(
     "Draw a generation, reward it, and weigh it; it is then in `generation`, with its number and its totals."
     a = self.args
     rows = [dict(row) for row in inputs for _ in range(a.num_generations)]
-    state, infos = self.complete(model, rows, number)
+    first = a.process_index * len(rows)
+    seeds = self.row_seeds(range(first, first + len(rows)), number)
+    state, infos = self.complete(model, rows, seeds)
     generation, ended = self.gathered(state, infos)
-    generation.seeds = torch.tensor(self.row_seeds(len(rows), number))
-    try: rewards = self.rewards(rows, state, infos, ended)
-    except RewardError as e: raise self._kept(e) from e
+    generation.seeds = torch.tensor(seeds)
+    rewards = self._rewarded(rows, state, infos, ended)
     generation.counts = self._counted(generation.draws, ended)
     several = a.num_iterations * a.steps_per_generation > a.gradient_accumulation_steps
     if several or self.needs_values: self._rescore(model, generation)
     generation.advantages = self.advantages(generation, rewards)
     self.generation = number, generation, self._totals(generation.counts)
+
+# %% ../nbs/08a_rl_trainer.ipynb #08arwrd0
+@patch
+def _rewarded(self: SoftGRPOTrainer, rows, state, infos, ended):
+    "Rewards; if they fail on one process, all of them save and stop."
+    try: rewards, error = self.rewards(rows, state, infos, ended), None
+    except RewardError as e: rewards, error = None, e
+    if self.args.world_size > 1:
+        told = gather_object([None if error is None else str(error)])
+        error = error or next((RewardError(line) for line in told if line), None)
+    if error is not None: raise self._kept(error) from error
+    return rewards
+
 
 # %% ../nbs/08a_rl_trainer.ipynb #629c6ea0
 @patch
@@ -619,10 +649,10 @@ def complete(
     self: SoftGRPOTrainer,
     model,  # The prepared module
     rows: list[dict],  # One per completion
-    number: int,  # Of the generation; -1 for an evaluation
+    seeds: list[int],  # Of the noise, one per row
 ) -> tuple:  # State and steps of the rollout
     "Draw a completion for every row."
-    device, seeds = self.args.device, self.row_seeds(len(rows), number)
+    device = self.args.device
     prompts = {k: v.to(device) for k, v in encode_prompts(rows, self.tokenizer, self.room()).items()}
     with torch.no_grad(), evaluating(model):
         if self.rollouts is not None: return self.rollouts(self.soft, prompts, seeds)
@@ -633,12 +663,11 @@ def complete(
 @patch
 def row_seeds(
     self: SoftGRPOTrainer,
-    count: int,  # Completions of this process
-    number: int,  # Of the generation
+    places: range,  # Of the rows, counted over all processes
+    number: int,  # Of the generation; -1 for an evaluation
 ) -> list[int]:
     "Seeds of the noise, by run, generation and row."
-    first = self.args.process_index * count
-    return [hash((self.args.seed, number, first + i)) % 2**63 for i in range(count)]
+    return [hash((self.args.seed, number, place)) % 2**63 for place in places]
 
 # %% ../nbs/08a_rl_trainer.ipynb #c98a052d
 @patch
@@ -648,10 +677,22 @@ def gathered(
     infos: list,  # Its steps
 ) -> tuple[Generation, Tensor]:  # Without advantages; and which rows ended by themselves `(b,)`
     "What scores the completions again."
-    draws = Draws.from_infos(state, infos, self.soft.model.get_input_embeddings(), self.soft.plugs["mixer"])
+    with _outermost(self.model_wrapped):
+        embedding = self.soft.model.get_input_embeddings()
+        draws = Draws.from_infos(state, infos, embedding, self.soft.plugs["mixer"])
     recorded = torch.stack([info.log_prob for info in infos], 1)
     ended = state.done if self.soft.ends else torch.ones_like(state.done)
     return Generation(draws, draws.acts, recorded, recorded), ended
+
+# %% ../nbs/08a_rl_trainer.ipynb #08aouter
+@contextmanager
+def _outermost(module):
+    "The outermost weights, the embedding among them, whole; FSDP 2 may shard them between two calls."
+    if not hasattr(module, "unshard"): yield; return
+    module.unshard()
+    try: yield
+    finally: module.reshard()
+
 
 # %% ../nbs/08a_rl_trainer.ipynb #08arollc
 def _check_rollouts(rollouts, policy, args):
@@ -717,8 +758,9 @@ def _note_rewards(self: SoftGRPOTrainer, each, total, ids, ended):
     for function, values in zip(self.reward_funcs, each.T):
         self.note({f"rewards/{reward_name(function)}/mean": values.nanmean()})
     answers, grouped = Counter(x[-1] for x in ids if x), groups.shape[1] > 1
+    spread = groups if grouped else total[None]
     self.note({
-        "reward": total.mean(), "reward_std": groups.std(-1).mean() if grouped else total.std(),
+        "reward": total.mean(), "reward_std": spread.std(-1).mean() if spread.shape[1] > 1 else 0.,
         "frac_reward_zero_std": (groups.std(-1) < 1e-8).double().mean() if grouped else 0.,
         "completions/mean_length": sum(map(len, ids)) / len(ids),
         "completions/clipped_ratio": 1. - ended.double().mean(),
@@ -760,8 +802,9 @@ def advantages(
 ) -> Tensor:  # `(b, s)`
     "How much better than its group each completion is."
     a = self.args
-    told = group_advantages(rewards, a.num_generations, a.scale_rewards)
-    return told[:, None].expand_as(generation.recorded)
+    told = group_advantages(self.accelerator.gather(rewards), a.num_generations, a.scale_rewards)
+    own = told[a.process_index * len(rewards):][:len(rewards)]
+    return own[:, None].expand_as(generation.recorded)
 
 # %% ../nbs/08a_rl_trainer.ipynb #1351b65b
 @patch
@@ -776,8 +819,9 @@ def _rescore(self: SoftGRPOTrainer, model, generation):
 # %% ../nbs/08a_rl_trainer.ipynb #5d59849c
 @patch
 def _kept(self: SoftGRPOTrainer, error):
-    "The same error, with a step and a checkpoint to go on from."
+    "The same error, with a step and a checkpoint to go on from, which all processes write."
     self.save_now()
+    self.accelerator.wait_for_everyone()  # until it is noted that all is there
     return RewardError(f"Step {self.state.global_step + 1}: {error} {self.last_good()}")
 
 # %% ../nbs/08a_rl_trainer.ipynb #5a4842c5
@@ -894,8 +938,13 @@ def evaluation_loop(
 def _evaluated(self: SoftGRPOTrainer, model, dataloader):
     "Sums of what was noted of every row, and the number of rows."
     sums, n, skipped = Counter(), 0, ("reward_std", "frac_reward_zero_std", "completions/commonest_end")
-    for i, rows in enumerate(dataloader):
-        state, infos = self.complete(model, rows, -1 - i)
+    batches, agree = list(dataloader), self.soft.agree
+    spare = 0 if agree is None else int(agree(len(batches))) - len(batches)
+    for i, rows in enumerate(batches + spare * [[dataloader.dataset[0]]]):
+        first = self.args.process_index + i * self.args.eval_batch_size * (world := self.args.world_size)
+        seeds = self.row_seeds(range(first, first + len(rows) * world, world), -1)
+        state, infos = self.complete(model, rows, seeds)
+        if i >= len(batches): continue  # so that the other processes can finish theirs
         self.rewards(rows, state, infos, state.done if self.soft.ends else torch.ones_like(state.done))
         for k, (total, count) in self._meter.items():
             if k not in skipped: sums[k] += total / count * len(rows)
@@ -935,9 +984,10 @@ class ValueHead(nn.Module):
     ) -> Tensor:  # `(b, s)`
         return self.linear(hidden.to(self.linear.weight.dtype))[..., 0]
 
-    def save_pretrained(self, folder):
+    def save_pretrained(self, folder, state_dict=None):
         from safetensors.torch import save_file
-        weights = {k: v.detach().contiguous().cpu() for k, v in self.state_dict().items()}
+        weights = self.state_dict() if state_dict is None else state_dict
+        weights = {k: v.detach().contiguous().cpu() for k, v in weights.items()}
         save_file(weights, Path(folder) / VALUES)
 
     def load_saved(self, folder):
@@ -976,9 +1026,20 @@ def advantages(
     told = gae_advantages(coming, values, acts, a.gamma, a.lam)
     generation.returns = (told + values).masked_fill(~acts, 0.)
     known, expected = generation.returns[acts], values[acts]
-    self.note(dict(explained_variance=1 - (known - expected).var() / known.var().clamp_min(1e-12)))
+    missed, spread = (self._moments(x)[1].square() for x in (known - expected, known))
+    self.note(dict(explained_variance=1 - missed / spread.clamp_min(1e-12)))
     if not a.whiten_advantages: return told
-    return ((told - told[acts].mean()) / (told[acts].std() + 1e-8)).masked_fill(~acts, 0.)
+    mean, deviation = self._moments(told[acts])
+    return ((told - mean) / (deviation + 1e-8)).masked_fill(~acts, 0.)
+
+# %% ../nbs/08a_rl_trainer.ipynb #08amomt0
+@patch
+def _moments(self: SoftPPOTrainer, x):
+    "Mean and deviation of numbers, over all processes."
+    add = lambda *x: self.accelerator.reduce(torch.stack(x), "sum")
+    total, n = add(x.sum(), torch.full_like(x.sum(), x.numel()))
+    squares, = add((x - total / n).square().sum())
+    return total / n, (squares / (n - 1)).sqrt()
 
 # %% ../nbs/08a_rl_trainer.ipynb #55db3915
 @patch

@@ -626,6 +626,7 @@ def soft_rollout(
     processors: Callable | None = None,  # `(input_ids, logits) -> scores`, such as a `LogitsProcessorList`
     stopping: Callable | None = None,  # `(input_ids, scores) -> done (b,)`; `needs_info`: the step, no scores
     halt: Callable | None = None,  # The same, but ends the rollout without finishing its rows
+    agree: Callable | None = None,  # Number -> its maximum over processes, which must run equally many steps
     pad_token_id: int | None = None,  # Read-out of finished rows; None: they go on
     trace_k: int = 16,  # How many entries of each belief to keep; 0 for none
     keep: tuple = (),  # Of "scores", "logits", "hidden_states", "attentions", "draw", "log_prob", "embeds"
@@ -648,7 +649,7 @@ def soft_rollout(
     watched = any(x is not None for x in (stopping, halt, think, select, on_token))
     with torch.enable_grad() if grad else torch.no_grad():
         for _ in _steps(steps, progress):
-            if mode == "done": break
+            if not _goes_on(mode != "done", agree): break
             soft, info, state = _step(model, state, plugs, run, mode, idle)
             if not infos: _make_room(model, state, steps, grad, select)
             input_ids = torch.cat([state.input_ids, info.token[:, None]], 1)
@@ -660,7 +661,7 @@ def soft_rollout(
             if watched: mode, idle, bad = _mode(state, info.bad)
             if watched and bad: _raise_bad([info], state.step - 1)
             if on_token is not None: on_token(info.token)
-            if halt is not None and bool(halt(input_ids, None).all()): break
+            if halt is not None and not _goes_on(not halt(input_ids, None).all(), agree): break
     if not watched: _raise_bad(infos, state.step - len(infos))
     return state, infos
 
@@ -723,6 +724,12 @@ def _finished(state, stopping, input_ids, info):
     done = state.done | (info.next_phase == Phase.DONE)
     if stopping is None: return done
     return done | stopping(input_ids, info if getattr(stopping, "needs_info", False) else None)
+
+# %% ../nbs/02_rollout.ipynb #02goeson
+def _goes_on(mine, agree):
+    "Whether there is another step: here, or on any process under `agree`."
+    return bool(mine) if agree is None else bool(agree(mine))
+
 
 # %% ../nbs/02_rollout.ipynb #02ended0
 def _ended(state, stopping, input_ids, info):

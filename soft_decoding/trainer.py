@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ROW_COLUMNS', 'LOSS_MASKS', 'UNUSED_COLUMNS', 'REFUSED_ARGUMENTS', 'REFUSED_OPTIONS', 'NOTE', 'PROMPT_FILE',
            'encode_row', 'prompt_ids', 'encode_rows', 'EncodedRows', 'EncodedStream', 'SoftCollator', 'soft_targets',
-           'SoftModule', 'SafeTrainingArguments', 'SoftTrainingArguments', 'SafeTrainer', 'SoftTrainer', 'Anneal',
-           'freeze', 'complete_checkpoints', 'checkpoint_note']
+           'SoftModule', 'max_over_processes', 'SafeTrainingArguments', 'SoftTrainingArguments', 'SafeTrainer',
+           'SoftTrainer', 'Anneal', 'freeze', 'complete_checkpoints', 'checkpoint_note']
 
 # %% ../nbs/03a_trainer.ipynb #03atr003
 import copy, json, math, re, shutil, time, uuid, warnings, zipfile
@@ -424,7 +424,7 @@ class SoftModule(nn.Module):
         self.learned = sampling if isinstance(sampling, nn.Module) else None  # trained beside the model
 
     @property
-    def beside(self): return [] if self.learned is None else [self.learned]  # Saved beside the model
+    def beside(self): return {} if self.learned is None else dict(learned=self.learned)  # Saved beside the model
 
     def __getattr__(self, name):
         try: return super().__getattr__(name)
@@ -473,7 +473,7 @@ class SoftModule(nn.Module):
         sums, tokens = evaluate_batch(self.model, batch, **options)
         return dict(loss=sums["loss"] / sums["targets"], tokens=tokens, sums=sums)
 
-    def _agree(self): return _most if self.together else None
+    def _agree(self): return max_over_processes if self.together else None
 
     def _noise(self, ids):
         "One draw for all passes, where the mixer can make it beforehand."
@@ -487,8 +487,10 @@ class SoftModule(nn.Module):
         return mixer.noise_for(torch.empty(b, t - 1, k, device=ids.device, dtype=dtype))
 
 # %% ../nbs/03a_trainer.ipynb #5ec83076
-def _most(x):
-    "The maximum of a number over all processes."
+def max_over_processes(
+    x: float,  # A number of this process
+) -> float:
+    "The largest over all processes; all must ask."
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
     value = torch.tensor(float(x), dtype=torch.float64, device=device)
     torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
@@ -507,8 +509,8 @@ def _gathered(module):
 def _pad_together(batch, share):
     "One length and one kind of targets: with sharded weights all processes run the model equally often."
     ids, dists, mask = (batch[k] for k in ("input_ids", "target_dists", "attention_mask"))
-    if _most(dists is not None) and dists is None: dists = TokenDist.one_hot(ids)
-    if (extra := int(_most(ids.shape[1])) - ids.shape[1]) == 0: return dict(batch, target_dists=dists), share
+    if max_over_processes(dists is not None) and dists is None: dists = TokenDist.one_hot(ids)
+    if (extra := int(max_over_processes(ids.shape[1])) - ids.shape[1]) == 0: return dict(batch, target_dists=dists), share
     pad = lambda x, value: None if x is None else torch.nn.functional.pad(x, (0, extra), value=value)
     given = dict(batch, attention_mask=torch.ones_like(ids) if mask is None else mask, target_dists=None)
     out = {k: pad(v, -100 if k == "labels" else 0) for k, v in given.items()}
@@ -1145,16 +1147,21 @@ def _bare(self: SafeTrainer, fn, *args):
 # %% ../nbs/03a_trainer.ipynb #6bc158be
 @patch
 def _save(self: SafeTrainer, output_dir=None, state_dict=None):
-    if state_dict is not None:
-        own = {k: v for k, v in state_dict.items() if k.startswith("model.")}
-        state_dict = {k.removeprefix("model."): v for k, v in own.items()}
+    given, state_dict = state_dict, _part_of(state_dict, "model")
     limit = self.args.save_total_limit
     self.args.save_total_limit = self._limit or limit  # the arguments are saved, too
     try: self._bare(Trainer._save, output_dir, state_dict)
     finally: self.args.save_total_limit = limit
     if self.args.should_save: _save_prompt(self.soft.model, output_dir or self.args.output_dir)
-    for part in self.soft.beside if self.args.should_save else ():
-        part.save_pretrained(output_dir or self.args.output_dir)
+    for name, part in self.soft.beside.items() if self.args.should_save else ():
+        part.save_pretrained(output_dir or self.args.output_dir, state_dict=_part_of(given, name))
+
+# %% ../nbs/03a_trainer.ipynb #03apart0
+def _part_of(state_dict, name):
+    "The weights of one part of the module, under the part's own names; None: it has them itself."
+    if state_dict is None: return None
+    return {k.removeprefix(f"{name}."): v for k, v in state_dict.items() if k.startswith(f"{name}.")}
+
 
 # %% ../nbs/03a_trainer.ipynb #03prmpt0
 PROMPT_FILE = "prompt_encoder.safetensors"  # What makes a learned prompt; peft's own file holds what it makes
@@ -1183,7 +1190,8 @@ def _load_from_checkpoint(self: SafeTrainer, resume_from_checkpoint, model=None)
     outer = self.is_fsdp_enabled or model not in (None, self.soft)  # sharded weights have the module's names
     if not _load_prompt(self.soft.model, resume_from_checkpoint):
         Trainer._load_from_checkpoint(self, resume_from_checkpoint, model if outer else self.soft.model)
-    for part in self.soft.beside: part.load_saved(resume_from_checkpoint)
+    for part in () if self.is_fsdp_enabled else self.soft.beside.values():  # sharded weights hold them, too
+        part.load_saved(resume_from_checkpoint)
 
 # %% ../nbs/03a_trainer.ipynb #6a36a25f
 @patch
@@ -1222,7 +1230,9 @@ def _save_checkpoint(self: SafeTrainer, model, trial):
 def save_now(self: SafeTrainer):
     "A checkpoint of the last step, unless there is one already, or no step was made."
     folder = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
-    if self.state.global_step and not folder.exists(): self._save_checkpoint(self.model, None)
+    there = folder.exists()
+    self.accelerator.wait_for_everyone()  # all have looked before one of them writes
+    if self.state.global_step and not there: self._save_checkpoint(self.model, None)
 
 # %% ../nbs/03a_trainer.ipynb #f85deabd
 @patch

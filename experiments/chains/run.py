@@ -4,6 +4,7 @@
     python experiments/chains/run.py --tune                 learning rates, on validation problems; goes first
     python experiments/chains/run.py --again                the second confirmation, in results/chains_again.json
     python experiments/chains/run.py guided teacher --budgets 500 --data optimal --seeds 10 11
+    python experiments/chains/run.py guided teacher sampled --task longer --seeds 30 31 32 33 34 35 36 37      chains of four steps
 
 README.md beside this file says what is compared, how much time each arm has, and what was settled before the first run.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch, transformers
 
 from soft_decoding import (
-    ChainDataset, GumbelMixer, KSampleMixer, SoftToken, SoftTrainer, SoftTrainingArguments, State, TokenDist, accuracy, plain_mixer,
+    MNNS, ChainDataset, GumbelMixer, KSampleMixer, SoftToken, SoftTrainer, SoftTrainingArguments, State, TokenDist, accuracy, plain_mixer,
     prompt_batch, soft_rollout)
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,10 +26,30 @@ import train as mnns  # noqa: E402: the model, its task and its settings
 import records  # noqa: E402
 from records import known  # noqa: E402
 
-TASK, CFG = mnns.TASK, mnns.Config(split_seed=1)
-STEPS, TUNED, SEEDS = TASK.digits - 1, (0, 1), tuple(range(10, 20))
-RATES = {500: (6e-3, 1.2e-2, 2.4e-2), 2000: (3e-3, 6e-3, 1.2e-2)}  # By budget: guided steps that take as long
-FALLING = dict(engine="sequential", guidance_floor=0., guidance_warmup=CFG.warmup, guidance_hold=CFG.hold)
+TUNED, SEEDS = (0, 1), tuple(range(10, 20))
+
+
+@dataclass
+class Setting:
+    "A task, the model that learns it, and how long."
+    about: str                                 # One line for tables
+    task: MNNS
+    config: mnns.Config
+    rates: dict                                # Learning rates by budget: guided steps that take as long
+    record: str                                # Name of its file
+    train: int | None = None                   # Problems to learn from; None: all there are
+    costs: dict = field(default_factory=dict)  # CPU time of a step, in guided steps, where it is not the arm's
+
+    @property
+    def steps(self): return self.task.digits - 1
+
+
+SETTINGS = dict(
+    short=Setting("MNNS, 4 digits 1-9", mnns.TASK, mnns.Config(split_seed=1), {500: (6e-3, 1.2e-2, 2.4e-2), 2000: (3e-3, 6e-3, 1.2e-2)}, "chains.json"),
+    longer=Setting("MNNS, 5 numbers 1-20", MNNS(digits=5, low=1, high=20), mnns.Config(split_seed=1, n_embd=64, n_inner=256, n_head=2, heldout=1000),
+                   {800: (3e-3, 6e-3, 1.2e-2)}, "chains_longer.json", 20_000, dict(teacher=.56, sampled=1.02)))
+HERE = replace(SETTINGS["short"])  # The one that is run
+FALLING = dict(engine="sequential", guidance_floor=0., guidance_warmup=HERE.config.warmup, guidance_hold=HERE.config.hold)
 NEVER = dict(engine="sequential", guidance_schedule="constant", guidance_start=0., guidance_floor=0., guidance_warmup=0., guidance_hold=0.)
 
 
@@ -73,13 +94,13 @@ ARMS = dict(
 def fixed(problems, kind, seed):
     "One chain per problem, the same whenever it is seen."
     rng = random.Random(f"chain {seed}")
-    return [replace(p, chain=TASK.draw_chain(p.record["digits"], rng, kind)) for p in problems]
+    return [replace(p, chain=HERE.task.draw_chain(p.record["digits"], rng, kind)) for p in problems]
 
 
 def dataset(arm, kind, problems, tokenizer, seed):
     "What an arm learns from: `kind` is that of the sign path, 'optimal' or 'random', and '... fresh' draws it at every visit."
     path, _, fresh = kind.partition(" ")
-    if fresh: data = ChainDataset(problems, tokenizer, "hard", chains=lambda p: TASK.chains(p, kind=path), seed=seed)
+    if fresh: data = ChainDataset(problems, tokenizer, "hard", chains=lambda p: HERE.task.chains(p, kind=path), seed=seed)
     else: data = ChainDataset(fixed(problems, path, seed), tokenizer, "hard", seed=seed)
     if arm.pause:
         ids, soft = data.table["input_ids"], data.table["soft_mask"]
@@ -88,16 +109,17 @@ def dataset(arm, kind, problems, tokenizer, seed):
 
 
 # ------------------------------------------------------------------------------------------------------- training
-def steps_of(arm, budget): return round(budget / arm.cost)
+def cost_of(name): return HERE.costs.get(name, ARMS[name].cost)
+def steps_of(name, budget): return round(budget / cost_of(name))
 
 
 def trainer_of(arm, kind, seed, steps, rate, problems):
     "The trainer of one run, with a new model."
-    tokenizer = TASK.tokenizer()
-    model, data = mnns.make_model(CFG, tokenizer, seed), dataset(arm, kind, problems, tokenizer, seed)
+    tokenizer = HERE.task.tokenizer()
+    model, data = mnns.make_model(HERE.config, tokenizer, seed), dataset(arm, kind, problems, tokenizer, seed)
     args = SoftTrainingArguments(
         tempfile.mkdtemp(), max_steps=steps, seed=seed, use_cpu=True, learning_rate=rate, lr_scheduler_type="cosine",
-        warmup_steps=CFG.lr_warmup, weight_decay=CFG.weight_decay, adam_beta2=.99, per_device_train_batch_size=CFG.batch_size,
+        warmup_steps=HERE.config.lr_warmup, weight_decay=HERE.config.weight_decay, adam_beta2=.99, per_device_train_batch_size=HERE.config.batch_size,
         dataloader_drop_last=True, save_strategy="no", logging_steps=50, report_to="none", disable_tqdm=True, **arm.args)
     trainer = SoftTrainer(model, args, train_dataset=data, data_collator=data.collate, processing_class=tokenizer, mixer=arm.mixer)
     trainer.remove_callback(transformers.PrinterCallback)
@@ -105,6 +127,11 @@ def trainer_of(arm, kind, seed, steps, rate, problems):
 
 
 # ------------------------------------------------------------------------------------------------------- decoding
+def parts(validate=False):
+    "Problems to learn from, and held-out ones."
+    return HERE.task.split(HERE.config.heldout, HERE.config.split_seed, train=HERE.train, validate=validate)
+
+
 def prompts_of(problems, tokenizer): return prompt_batch(problems, tokenizer)["input_ids"]
 
 
@@ -119,7 +146,7 @@ def chains_of(model, ids, n, beams=False):
     "`n` chains per prompt and the weight of each, `(b n, t)` and `(b, n)`: drawn, or the best beams."
     torch.manual_seed(0)
     how = dict(num_beams=n, do_sample=False, length_penalty=0.) if beams else dict(do_sample=True, top_k=0)
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), num_return_sequences=n, max_new_tokens=STEPS, min_new_tokens=STEPS,
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), num_return_sequences=n, max_new_tokens=HERE.steps, min_new_tokens=HERE.steps,
                          return_dict_in_generate=True, output_scores=True, **how)
     weights = out.sequences_scores.view(-1, n).softmax(-1) if beams else torch.full((len(ids), n), 1 / n)
     return out.sequences, weights
@@ -152,7 +179,7 @@ TOKENS = "greedy", "mean_16", "votes_16"  # Decoders of tokens that tuning looks
 def judged(arm, model, tokenizer, problems, few=False):
     "All decoders that an arm has."
     if arm.decoder == "pause":
-        pauses = " ".join([tokenizer.bos_token] * STEPS)
+        pauses = " ".join([tokenizer.bos_token] * HERE.steps)
         problems = [replace(p, prompt=f"{p.prompt} {pauses}") for p in problems]
         return dict(pause=round(accuracy(model, tokenizer, problems, steps=0)["accuracy"], 4))
     out = decoders(model, tokenizer, problems, few)
@@ -169,13 +196,13 @@ def own_decoders(arm):
 def trace(model, tokenizer, problems):
     "Per step of thinking, means over problems: what is fed beside the open sums and beside those that lead to the answer."
     state = State.start(model, prompts_of(problems, tokenizer))
-    infos = soft_rollout(model, state, STEPS, trace_k=0, keep=("scores",))[1]
+    infos = soft_rollout(model, state, HERE.steps, trace_k=0, keep=("scores",))[1]
     place = lambda dists: torch.tensor([[d.get(w, 0.) for w in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))] for d in dists])
     rows = []
     for i, info in enumerate(infos):
         fed = info.scores.double().softmax(-1)
         open_sums = place([p.soft[i] for p in problems]).double()
-        leading = place([step_share(TASK.chains(p), i) for p in problems]).double()
+        leading = place([step_share(HERE.task.chains(p), i) for p in problems]).double()
         kl = lambda true: torch.where(true > 0, true * (true.log() - fed.log()), 0.).sum(-1).mean().item()
         n = (open_sums > 0).sum(-1)
         held = [len(set(f.topk(int(k)).indices.tolist()) & set(t.nonzero().flatten().tolist())) / int(k) for f, t, k in zip(fed, open_sums, n)]
@@ -198,21 +225,21 @@ def costs(model, tokenizer, problems):
         call()
         began = time.process_time(); call(); call()
         return round((time.process_time() - began) / 2 / len(problems) * 1000, 3)
-    ways = dict(soft=(STEPS + 1, lambda: accuracy(model, tokenizer, problems)), greedy=(STEPS + 1, lambda: accuracy(model, tokenizer, problems, top_k=1)),
-                mean_4=(4 * (STEPS + 1), lambda: by_chains(model, ids, 4)), mean_16=(16 * (STEPS + 1), lambda: by_chains(model, ids, 16)),
-                beams_4=(4 * (STEPS + 1), lambda: by_chains(model, ids, 4, beams=True)))
+    ways = dict(soft=(HERE.steps + 1, lambda: accuracy(model, tokenizer, problems)), greedy=(HERE.steps + 1, lambda: accuracy(model, tokenizer, problems, top_k=1)),
+                mean_4=(4 * (HERE.steps + 1), lambda: by_chains(model, ids, 4)), mean_16=(16 * (HERE.steps + 1), lambda: by_chains(model, ids, 16)),
+                beams_4=(4 * (HERE.steps + 1), lambda: by_chains(model, ids, 4, beams=True)))
     return {name: dict(passes=n, cpu_ms=spent(call)) for name, (n, call) in ways.items()}
 
 
 def run(name, kind, budget, seed, rate, train, heldout, few=False):
     "Train one model and score it."
     arm, began = ARMS[name], time.process_time()
-    trainer, model, tokenizer = trainer_of(arm, kind, seed, steps_of(arm, budget), rate, train)
+    trainer, model, tokenizer = trainer_of(arm, kind, seed, steps_of(name, budget), rate, train)
     trainer.train()
     spent = time.process_time() - began
     model.eval()
     losses = [round(h["loss"], 4) for h in trainer.state.log_history if "loss" in h]
-    found = dict(arm=name, data=kind, budget=budget, seed=seed, rate=rate, steps=steps_of(arm, budget), cpu_seconds=round(spent, 1),
+    found = dict(arm=name, data=kind, budget=budget, seed=seed, rate=rate, steps=steps_of(name, budget), cpu_seconds=round(spent, 1),
                  loss=losses[-1] if losses else None, scores=judged(arm, model, tokenizer, heldout, few))
     if few or arm.decoder == "pause": return found
     return found | dict(trace=trace(model, tokenizer, heldout), **(dict(costs=costs(model, tokenizer, heldout)) if seed == SEEDS[0] else {}))
@@ -221,11 +248,11 @@ def run(name, kind, budget, seed, rate, train, heldout, few=False):
 # --------------------------------------------------------------------------------------------------------- record
 def header(train, heldout):
     "What is the same for all runs."
-    describe = lambda arm: dict(about=arm.about, decoder=arm.decoder, cost=arm.cost, args=arm.args)
+    describe = lambda name, arm: dict(about=arm.about, decoder=arm.decoder, cost=cost_of(name), args=arm.args)
     return dict(
-        what="MNNS, 4 digits 1-9, one ordinary chain per problem: ways to train, at the same CPU time",
-        config=asdict(CFG), arms={name: describe(arm) for name, arm in ARMS.items()}, train=len(train), heldout=len(heldout),
-        rules=TASK.rules(heldout, train), versions={k: version(k) for k in ("torch", "transformers")} | dict(python=platform.python_version()),
+        what=f"{HERE.about}, one ordinary chain per problem: ways to train, at the same CPU time",
+        config=asdict(HERE.config), arms={name: describe(name, arm) for name, arm in ARMS.items()}, train=len(train), heldout=len(heldout),
+        rules=HERE.task.rules(heldout, train), versions={k: version(k) for k in ("torch", "transformers")} | dict(python=platform.python_version()),
         hardware=dict(machine=platform.machine(), threads=1), tuning=[], runs=[])
 
 
@@ -258,7 +285,7 @@ def chosen(path, name, kind, budget):
 def wanted(found, budget):
     "Learning rates that are still to be tried: those of the budget, then the next one where the best is at the edge."
     tried = sorted({rate for rate, _ in found})
-    if left := [rate for rate in RATES[budget] if rate not in tried]: return left
+    if left := [rate for rate in HERE.rates[budget] if rate not in tried]: return left
     best = max(found, key=found.get)[0]
     return [2 * best] if best == tried[-1] else [best / 2] if best == tried[0] else []
 
@@ -266,7 +293,7 @@ def wanted(found, budget):
 def do(path, names, kinds, budgets, seeds, rate=None):
     "The confirming runs that the record lacks; with a rate of the user, looks, which stand apart."
     part = "runs" if rate is None else "looks"
-    train, heldout = TASK.split(CFG.heldout, CFG.split_seed)
+    train, heldout = parts()
     for kind, budget, seed, name in ((k, b, s, n) for k in kinds for b in budgets for s in seeds for n in names):
         used, way = chosen(path, name, kind, budget)
         key = (name, kind, budget, seed, used if rate is None else rate)
@@ -276,7 +303,7 @@ def do(path, names, kinds, budgets, seeds, rate=None):
 
 def tune(path, names, kinds, budgets):
     "Learning rates, on multisets taken from the training part."
-    train, heldout = TASK.split(CFG.heldout, CFG.split_seed, validate=True)
+    train, heldout = parts(validate=True)
     for kind, budget, name in ((k, b, n) for k in kinds for b in budgets for n in names):
         while left := wanted(tuned(path, name, kind, budget), budget):
             for seed in TUNED:
@@ -287,7 +314,7 @@ def tune(path, names, kinds, budgets):
 
 def add(path, part, found):
     "A finished run, into the record."
-    with opened(path, header(*TASK.split(CFG.heldout, CFG.split_seed))) as record: record.setdefault(part, []).append(found)
+    with opened(path, header(*parts())) as record: record.setdefault(part, []).append(found)
     print(*(found[k] for k in ("arm", "data", "budget", "seed", "rate", "cpu_seconds", "scores")), flush=True)
 
 
@@ -296,8 +323,8 @@ AGAIN = dict(guided=(1.2e-2, "soft"), teacher=(1.2e-2, "mean_16"), sampled=(1.2e
 
 def again(path, names, seeds, kind="optimal"):
     "The second confirmation: other seeds, another split, the safer rate."
-    CFG.split_seed = 2
-    train, heldout = TASK.split(CFG.heldout, CFG.split_seed)
+    HERE.config.split_seed = 2
+    train, heldout = parts()
     for seed in seeds:
         for name in names:
             if any((r["arm"], r["data"], r["seed"]) == (name, kind, seed) for r in known(path, "runs")): continue
@@ -307,7 +334,7 @@ def again(path, names, seeds, kind="optimal"):
 
 def cost(names, steps=40, rounds=5):
     "CPU time of a step in guided ones: medians of interleaved runs."
-    train, _ = TASK.split(CFG.heldout, CFG.split_seed)
+    train, _ = parts()
     seconds = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
@@ -322,15 +349,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="*", metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--data", nargs="+", default=["optimal"], help="optimal, random; 'optimal fresh' and 'random fresh' draw a chain at every visit")
-    parser.add_argument("--budgets", type=int, nargs="+", default=list(RATES), choices=RATES, help="guided steps that take as long")
+    parser.add_argument("--task", choices=SETTINGS, default="short", help="; ".join(f"{k}: {x.about}" for k, x in SETTINGS.items()))
+    parser.add_argument("--budgets", type=int, nargs="+", help="guided steps that take as long: 500 or 2000; 800 for the longer task")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of the confirming runs")
     parser.add_argument("--again", type=int, nargs="*", metavar="SEED", help="the second confirmation; seeds 20 to 29 if none is given")
     parser.add_argument("--rate", type=float, help="another learning rate than the tuned one: a look, kept apart from the confirming runs")
     parser.add_argument("--tune", action="store_true", help="try the learning rates")
     parser.add_argument("--cost", action="store_true", help="measure what a step of each arm costs")
-    parser.add_argument("--record", type=Path, default=ROOT / "results/chains.json")
+    parser.add_argument("--record", type=Path, help="results/chains.json; results/chains_longer.json for the longer task")
     args = parser.parse_args()
     if wrong := set(args.arms) - set(ARMS): parser.error(f"unknown arm {min(wrong)}; there are {', '.join(ARMS)}.")
+    HERE.__dict__.update(vars(SETTINGS[args.task]))
+    budgets, record = args.budgets or list(HERE.rates), args.record or ROOT / "results" / HERE.record
+    if wrong := set(budgets) - set(HERE.rates): parser.error(f"unknown budget {min(wrong)}; this task has {', '.join(map(str, HERE.rates))}.")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
@@ -339,8 +370,8 @@ def main():
     if args.again is not None:
         for kind in args.data: again(ROOT / "results/chains_again.json", args.arms or list(AGAIN), args.again or range(20, 30), kind)
         return
-    if args.tune: return tune(args.record, names, args.data, args.budgets)
-    do(args.record, names, args.data, args.budgets, args.seeds, args.rate)
+    if args.tune: return tune(record, names, args.data, budgets)
+    do(record, names, args.data, budgets, args.seeds, args.rate)
 
 
 if __name__ == "__main__": main()

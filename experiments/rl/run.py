@@ -142,7 +142,7 @@ def sampled(arm, model, tokenizer, problems, n=8):
     "Which of `n` draws by the arm's own sampler are right, `(problems, n)`."
     made = rl_trainer(arm, model, tokenizer, 0, 1e-3, problems, steps=1)
     wanted = [row for row in rows(problems) for _ in range(n)]
-    state, infos = made.complete(made.soft, wanted, -1)
+    state, infos = made.complete(made.soft, wanted, made.row_seeds(range(len(wanted)), -1))
     said = tokenizer.batch_decode(state.input_ids[:, -len(infos):], skip_special_tokens=True)
     return torch.tensor(right(said, [row["answer"] for row in wanted])).view(-1, n), said
 
