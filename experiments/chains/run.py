@@ -69,6 +69,7 @@ class Arm:
     mixer: object = plain_mixer
     pause: bool = False                        # Pause tokens instead of the chain; labels stay
     rate_of: str = ""                          # Arm whose learning rate it has; "": one of its own
+    dropout: float = 0.                        # Everywhere in the model
 
 
 # Costs are what `--cost` printed
@@ -87,6 +88,8 @@ ARMS = dict(
     cosine=Arm("guided, the share falls by a cosine", "soft", 1., dict(FALLING, guidance_schedule="cosine"), rate_of="guided"),
     entropy=Arm("guided, a tenth of the entropy added to the loss", "soft", 1., dict(FALLING, beta=.1), rate_of="guided"),
     noise=Arm("guided, Gumbel-softmax weights fed in training", "soft", 1., FALLING, GumbelMixer(.5), rate_of="guided"),
+    decay=Arm("teacher-forced, weight decay .1", "tokens", .56, dict(mnns.FORCED, weight_decay=.1), rate_of="teacher"),
+    dropout=Arm("teacher-forced, dropout .1", "tokens", .56, mnns.FORCED, rate_of="teacher", dropout=.1),
 )
 
 
@@ -117,10 +120,12 @@ def trainer_of(arm, kind, seed, steps, rate, problems):
     "The trainer of one run, with a new model."
     tokenizer = HERE.task.tokenizer()
     model, data = mnns.make_model(HERE.config, tokenizer, seed), dataset(arm, kind, problems, tokenizer, seed)
-    args = SoftTrainingArguments(
-        tempfile.mkdtemp(), max_steps=steps, seed=seed, use_cpu=True, learning_rate=rate, lr_scheduler_type="cosine",
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout): part.p = arm.dropout
+    args = SoftTrainingArguments(**dict(
+        output_dir=tempfile.mkdtemp(), max_steps=steps, seed=seed, use_cpu=True, learning_rate=rate, lr_scheduler_type="cosine",
         warmup_steps=HERE.config.lr_warmup, weight_decay=HERE.config.weight_decay, adam_beta2=.99, per_device_train_batch_size=HERE.config.batch_size,
-        dataloader_drop_last=True, save_strategy="no", logging_steps=50, report_to="none", disable_tqdm=True, **arm.args)
+        dataloader_drop_last=True, save_strategy="no", logging_steps=50, report_to="none", disable_tqdm=True) | arm.args)
     trainer = SoftTrainer(model, args, train_dataset=data, data_collator=data.collate, processing_class=tokenizer, mixer=arm.mixer)
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer, model, tokenizer
