@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from fastcore.basics import patch
 from fastcore.docments import docments
 
-from .journal import Journal, fingerprint, row_seed
+from .journal import Journal, contents, fingerprint, row_seed
 
 # %% ../nbs/11_cli.ipynb #3840bd51
 class _Parser(argparse.ArgumentParser):
@@ -391,6 +391,7 @@ def _made_recipe(o, tokenizer):
 def _check_options(o):
     "Fill in the defaults, and refuse what cannot work before anything is loaded."
     o.learned, o.asked, o.found, o.budget = _learned(o), _asked_recipe(o), None, o.think is not None
+    _check_soft(o)
     for k, v in DEFAULTS["shipped" if o.model is None else "other"].items():
         if getattr(o, k) is None and not (k == "think" and (o.think_end or o.asked)): setattr(o, k, v)
     least = dict(think=0, patience=1, max_new_tokens=1, snap=1, batch_size=1, table=0, entropy_threshold=0)
@@ -407,6 +408,16 @@ def _check_options(o):
         if getattr(o, k) == "": raise ValueError(f"`--{k}` is empty; give its text, or leave it out.")
     _check_files(o)
     o.sampling, o.answer_sampling = o.learned or sampling_of(o), sampling_of(o, "answer_")
+
+# %% ../nbs/11_cli.ipynb #11soft00
+_OF_SOFT = "temperature top_k top_p min_p mass snap entropy_threshold".split()
+
+def _check_soft(o):
+    "Refuse options of soft steps where there are none, and seeds that no generator takes."
+    if o.think == 0 and (said := [k for k in _OF_SOFT if _given(o, k)]):
+        own = f"; for the answer there is --answer_{said[0]}" if hasattr(o, f"answer_{said[0]}") else ""
+        raise ValueError(f"`--{said[0]}` is of soft steps, and --think 0 asks for none; leave one out{own}.")
+    if not 0 <= o.seed < 2 ** 63: raise ValueError(f"`--seed` must be from 0 to {2 ** 63 - 1}, got {o.seed}.")
 
 # %% ../nbs/11_cli.ipynb #417e5f83
 def _check_files(o):
@@ -772,11 +783,11 @@ def _model_name(model):
 _DEPENDS = """recipe think think_start think_end entropy_threshold patience temperature top_k top_p min_p snap sample
 answer_temperature answer_top_k answer_top_p answer_min_p max_new_tokens seed chat prompt_key batch_size"""
 
-def _settings(model, o):
+def _settings(model, tokenizer, o):
     "All that a record depends on, besides its prompt."
     known = {k: getattr(o, k) for k in _DEPENDS.split()} | ({} if o.mass is None else dict(mass=o.mass))
     known |= dict(model=_model_name(o.model), weights=fingerprint(model), dtype=str(model.dtype),
-                  device=model.device.type)
+                  device=model.device.type, **contents(model, tokenizer))
     if o.engine: known["engine"] = o.engine
     if o.learned is None: return known
     return dict(known, mixing=o.learned.config, learned=fingerprint(o.learned))
@@ -823,7 +834,7 @@ def _run_file(model, tokenizer, o):
     "Work through `--input`, batch by batch; the number of records."
     (prompts, wrong), bad = read_prompts(o.input, o.prompt_key), {}
     for n, error in wrong.items(): _report(o, bad, n, error)
-    with Journal(o.output, _settings(model, o)) as journal:
+    with Journal(o.output, _settings(model, tokenizer, o)) as journal:
         before, lines = _same_input(journal, prompts, o), list(prompts)
         batches = [lines[i:i + o.batch_size] for i in range(0, len(lines), o.batch_size)]
         try:

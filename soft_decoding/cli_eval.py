@@ -158,6 +158,7 @@ def _check_eval(o):
         if (value := getattr(o, k)) is not None and value < low:
             raise ValueError(f"`--{k}` must be at least {low}, got {value}.")
     sampling_of(o)
+    _check_columns(o)
     if o.plot is not None and Path(o.plot).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"`--plot` must end in .png, .svg or .pdf, got {o.plot}.")
     _check_written(o)
@@ -170,6 +171,17 @@ def _check_eval(o):
     usual = DEFAULTS["shipped"] if o.model is None else DEFAULTS["other"] | dict(max_new_tokens=_BUDGET)
     if o.think is None and not o.think_end and not o.chat: o.think = usual["think"]
     if o.max_new_tokens is None: o.max_new_tokens = usual["max_new_tokens"]
+
+# %% ../nbs/12a_cli_eval.ipynb #12acolum
+def _check_columns(o):
+    "Refuse columns, a template or a part for a task that has its own, or none."
+    usual = dict(prompt_key="prompt", answer_key="answer", template=None)
+    parts = ("gsm8k", "svamp", "prosqa")
+    if o.task in TASKS and (said := [k for k, v in usual.items() if getattr(o, k) != v]):
+        raise ValueError(f"`--{said[0]}` is for files and data sets, and --task {o.task} brings its own; leave it out.")
+    if o.split != "test" and (o.task == "mnns" or Path(o.task).is_file()):
+        raise ValueError(f"`--split` is a part of {', '.join(parts)} or of a data set, and --task {o.task} has "
+                         "none; leave it out.")
 
 # %% ../nbs/12a_cli_eval.ipynb #12aout00
 def _check_written(o):

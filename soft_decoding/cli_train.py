@@ -6,8 +6,8 @@
 __all__ = ['TRAIN_DEFAULTS', 'ADAPTERS', 'RUN_FILE', 'NOT_SETTINGS', 'NOT_OF_MODEL', 'READERS', 'mixer_of', 'reward_of', 'train']
 
 # %% ../nbs/12_cli_train.ipynb #15761e67
-import hashlib, inspect, json, os, shutil, sys, warnings
-from contextlib import contextmanager
+import hashlib, inspect, json, os, shlex, shutil, sys, warnings
+from contextlib import contextmanager, nullcontext
 from glob import escape
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +34,7 @@ def _check_train(o):
     if o.data is not None and o.model is None:
         raise ValueError("`--data` needs --model, the model to start from.")
     if o.data is None: _check_data_only(o)
+    _check_unused(o)
     _check_adapter(o)
     _check_stage(o)
     kinds = ("rewarded_shipped", "rewarded") if o.stage == "rl" else ("shipped", "other")
@@ -93,10 +94,10 @@ def _check_least(o):
     "Refuse numbers that are too small."
     least = dict(steps=1, batch_size=1, accumulate=1, eval_every=1, save_every=1, eval_rows=0, hops=0,
                  passes=1, lora=1, virtual_tokens=1, kl_weight=0, max_length=2, generations=1, completion=1,
-                 iterations=1, think_tokens=1, epsilon=0, soft_epsilon=0)
+                 iterations=1, think_tokens=1, epsilon=0, soft_epsilon=0, tolerance=0)
     for k, low in least.items():
         value = getattr(o, k)
-        if value is not None and value < low:
+        if value is not None and not value >= low:
             raise ValueError(f"`--{k}` must be at least {low}, got {value}.")
     if not o.lr > 0: raise ValueError(f"`--lr` must be positive, got {o.lr}.")
 
@@ -107,8 +108,40 @@ def _check_needs(o):
         raise ValueError("`--lora_targets` does nothing without --lora, the rank; add it.")
     if o.kl_weight and not _kind(o):
         raise ValueError("`--kl_weight` holds an adapted model to its own base; add --adapter.")
+    if not 0 <= o.seed < 2 ** 32: raise ValueError(f"`--seed` must be from 0 to {2 ** 32 - 1}, got {o.seed}.")
     for k in ("think_start", "think_end"):
         if getattr(o, k) == "": raise ValueError(f"`--{k}` is empty; give its text, or leave it out.")
+
+# %% ../nbs/12_cli_train.ipynb #12unused
+_SEQUENTIAL = "passes", "hops", "tolerance"
+_OF_DATA = dict(split="train", eval_rows=64, dtype=None)
+
+def _check_unused(o):
+    "Refuse options that nothing would read."
+    changed = lambda *names: next((k for k in names if getattr(o, k) != _OF_DATA.get(k)), None)
+    is_file = o.data is not None and Path(o.data).expanduser().is_file()
+    if o.engine == "sequential" and (k := changed(*_SEQUENTIAL)):
+        raise ValueError(f"`--{k}` is for --engine parallel; leave one of them out.")
+    if o.data is None and (k := changed("split", "eval_rows", *(["dtype"] if o.stage == "sft" else []))):
+        raise ValueError(f"`--{k}` is for training on --data; add it, or leave this out.")
+    if is_file and changed("split"): raise ValueError("`--split` is a part of a dataset, and --data is a file; leave it out.")
+    if o.eval_data and changed("eval_rows"):
+        raise ValueError("`--eval_rows` are held out of --data, and --eval_data brings its own; leave one out.")
+
+# %% ../nbs/12_cli_train.ipynb #12marks0
+def _check_marks(rows, o):
+    "Refuse a text around the soft part that no row has: nothing would be soft, or all of it."
+    for k in ("think_start", "think_end"):
+        mark, columns = getattr(o, k), [c for c in ("completion", "messages", "text") if c in rows.column_names]
+        if mark is None or not columns: continue
+        if not any(mark in _as_text(row[c]) for row in rows.select_columns(columns) for c in columns):
+            raise ValueError(f"`--{k}` {mark!r} is in no row of {o.data}; give a text that is there, or leave "
+                             "it out.")
+
+def _as_text(said):
+    "A column's text, of a conversation what is said in it."
+    if not isinstance(said, list): return str(said)
+    return "\n".join(str(turn.get("content", "")) for turn in said if isinstance(turn, dict))
 
 # %% ../nbs/12_cli_train.ipynb #9d059c3c
 def _check_model(o):
@@ -203,7 +236,10 @@ def _open_run(o):
         raise ValueError(f"`--output` {out} holds other things; give a new folder.")
     if o.fresh: _check_fresh(out)
     if o.fresh or not file.exists(): return False
-    old = json.loads(file.read_text(encoding="utf-8"))
+    try: old = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ValueError(f"`--output` {out} has a {RUN_FILE} that cannot be read, and so no settings to go on "
+                         "with; move it, or give another folder.") from e
     _check_same(out, old["settings"], _run_settings(o))
     return old["finished"]
 
@@ -258,16 +294,34 @@ def _model_files(checkpoint):
 # %% ../nbs/12_cli_train.ipynb #8c2922c1
 def _write_run(o, finished, **more):
     "Settings and state, in one move."
-    out = Path(o.output)
-    try: out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise ValueError(f"`--output` {out} cannot be made ({e.strerror or e}); give another folder.") from e
+    _made_folder(out := Path(o.output))
     new = out / (RUN_FILE + ".new")
     text = json.dumps(dict(settings=_run_settings(o), finished=finished, **more), indent=1) + "\n"
     try: new.write_text(text, encoding="utf-8"); os.replace(new, out / RUN_FILE)
     except OSError as e:
         raise ValueError(f"`--output` {out} cannot be written ({e.strerror or e}); "
                          "make room, or give another folder.") from e
+
+# %% ../nbs/12_cli_train.ipynb #12alone0
+def _made_folder(out):
+    try: out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ValueError(f"`--output` {out} cannot be made ({e.strerror or e}); give another folder.") from e
+
+@contextmanager
+def _alone(out):
+    "One run at a time in a folder; the lock goes with the process."
+    _made_folder(out)
+    try: import fcntl
+    except ImportError: yield; return  # Windows
+    held = os.open(out, os.O_RDONLY)
+    try:
+        try: fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise ValueError(f"`--output` {out} is being written by another run; wait for it, or give another "
+                             "folder.") from e
+        yield
+    finally: os.close(held)
 
 # %% ../nbs/12_cli_train.ipynb #29ae8413
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
@@ -328,6 +382,7 @@ def _cache_of(path):
 def _rows(o):
     "Rows to learn from and rows to evaluate on (None for none)."
     rows = _read(o.data, o, "data")
+    if o.stage == "sft": _check_marks(rows, o)
     if o.eval_data: return rows, _read(o.eval_data, o, "eval_data")
     held = min(o.eval_rows, len(rows) // 10)
     if not held: return rows, None
@@ -355,14 +410,15 @@ def _finish(trainer, o):
     "Train, go on where a checkpoint is, and save."
     from soft_decoding.trainer import checkpoint_note, complete_checkpoints
     first, out = trainer.is_world_process_zero(), Path(o.output)
-    if o.fresh and first and out.exists(): _clear(out)
-    trainer.accelerator.wait_for_everyone()
-    done, had = complete_checkpoints(out), _names(out)
-    if done: trainer.run_id = checkpoint_note(done[-1]).get("run", trainer.run_id)
-    if first: _write_run(o, False, run=trainer.run_id, files=had)
-    if done and first: print(f"Going on from {done[-1].name}.", flush=True)
-    trainer.train(resume_from_checkpoint=True)
-    _save(trainer, o, had)
+    with _alone(out) if first else nullcontext():
+        if o.fresh and first: _clear(out)
+        trainer.accelerator.wait_for_everyone()
+        done, had = complete_checkpoints(out), _names(out)
+        if done: trainer.run_id = checkpoint_note(done[-1]).get("run", trainer.run_id)
+        if first: _write_run(o, False, run=trainer.run_id, files=had)
+        if done and first: print(f"Going on from {done[-1].name}.", flush=True)
+        trainer.train(resume_from_checkpoint=True)
+        _save(trainer, o, had)
     return trainer
 
 # %% ../nbs/12_cli_train.ipynb #42a48565
@@ -456,7 +512,7 @@ def _train_shipped(o):
     trainer.scores = _both_ways(model.eval(), tokenizer, test)
     scores = ", ".join(f"{name} {100 * score:.1f} %" for name, score in trainer.scores.items())
     _say(trainer, f"All held-out problems: {scores}",
-         f'The model is in {o.output}. Try it: soft_generate "8 3 2 7" --model {o.output}')
+         f'The model is in {o.output}. Try it: soft_generate "8 3 2 7" --model {shlex.quote(o.output)}')
     return trainer
 
 # %% ../nbs/12_cli_train.ipynb #6f156d46
@@ -476,7 +532,7 @@ def _train_data(o):
     _say(trainer, f"{len(learn)} rows to learn from, {0 if test is None else len(test)} to evaluate on{out}; "
                   f"{trained:,} numbers are trained.")
     _finish(_with_lines(trainer), o)
-    _say(trainer, f'The model is in {o.output}. Try it: soft_generate "..." --model {o.output}')
+    _say(trainer, f'The model is in {o.output}. Try it: soft_generate "..." --model {shlex.quote(o.output)}')
     return trainer
 
 # %% ../nbs/12_cli_train.ipynb #be2e1509
@@ -589,7 +645,7 @@ def _train_rewarded(o):
     _finish(_with_lines(trainer), o)
     if trainer.is_world_process_zero(): _plot(trainer, o)
     _say(trainer, f"The model is in {o.output}, its rewards in rewards.png. "
-                  f'Try it: soft_generate "..." --model {o.output}')
+                  f'Try it: soft_generate "..." --model {shlex.quote(o.output)}')
     return trainer
 
 # %% ../nbs/12_cli_train.ipynb #12rl0009

@@ -26,7 +26,7 @@ from torch import Tensor
 from .decode import eval_mode, soft_generate, unwrap
 from .dist import Sampling, step_generators
 from .gumbel import PlainMixer
-from .journal import Journal, fingerprint, row_seed
+from .journal import Journal, contents, fingerprint, row_seed
 from .recipes import RECIPES, PushMixer, check_recipe, recipe
 from .rollout import Phase, context_length
 from .soft_beam import soft_beam_decode
@@ -486,12 +486,12 @@ def described(
     return f"{type(value).__name__}({', '.join(f'{k}={described(v)}' for k, v in shown.items())})"
 
 # %% ../nbs/10_eval.ipynb #9241d74c
-def run_settings(model, problems, arms, *, budget, batch_size, chat, seeds) -> dict:
+def run_settings(model, tokenizer, problems, arms, *, budget, batch_size, chat, seeds) -> dict:
     "All that the records of a comparison depend on."
     digest = row_seed(*((p.prompt, p.answer, p.kind, p.end, p.group) for p in problems))
     common = dict(model=fingerprint(model), dtype=str(model.dtype), device=model.device.type,
                   task=f"{len(problems)} problems, {digest:x}", max_new_tokens=budget, batch_size=batch_size,
-                  chat=chat, seeds=list(seeds))
+                  chat=chat, seeds=list(seeds), **contents(model, tokenizer))
     for arm in arms:
         own = dict(door=arm.door, votes=arm.votes, sampling=arm.sampling, **arm.options)
         common |= {f"{arm.name}, {k}": described(v) for k, v in own.items()}
@@ -526,7 +526,7 @@ def compare(
     ids, options = problem_ids(problems), dict(budget=max_new_tokens, chat=chat)
     parts = [slice(i, i + batch_size) for i in range(0, len(ids), batch_size)]
     units = [(arm, s, part) for arm in arms for s in (seeds if arm.draws else seeds[:1]) for part in parts]
-    settings = run_settings(model, problems, arms, batch_size=batch_size, seeds=seeds, **options)
+    settings = run_settings(model, tokenizer, problems, arms, batch_size=batch_size, seeds=seeds, **options)
     with Ledger(out, settings, state) as ledger, eval_mode(model):
         missing = lambda arm, s, part: any((arm.name, s, i) not in ledger.done for i in ids[part])
         mine = [u for u in units[state.process_index::state.num_processes] if missing(*u)]

@@ -81,11 +81,11 @@ class SoftGRPOConfig(SafeTrainingArguments):
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if not 0 <= self.pathwise <= 1:
             raise ValueError(f"`pathwise` must be in [0, 1], got {self.pathwise}.")
-        if self.answer_temperature <= 0:
+        if not self.answer_temperature > 0:
             raise ValueError("`answer_temperature` must be positive, or nothing is drawn, "
                              f"got {self.answer_temperature}.")
-        for name in ("beta", "epsilon", "importance_cap"):
-            if (value := getattr(self, name)) is not None and value < 0:
+        for name in ("beta", "epsilon", "epsilon_high", "soft_epsilon", "importance_cap"):
+            if (value := getattr(self, name)) is not None and not value >= 0:
                 raise ValueError(f"`{name}` must be at least 0, got {value}.")
 
     def _check_batches(self):

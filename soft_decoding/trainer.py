@@ -603,8 +603,8 @@ class SoftTrainingArguments(SafeTrainingArguments):
         if self.engine not in ENGINES:
             raise ValueError(f"`engine` must be one of {', '.join(ENGINES)}, got {self.engine!r}.")
         if self.engine == "sequential": self.passes = self.hops = self.tolerance = None
-        for name, least in dict(floor_samples=0, max_length=2).items():
-            if (value := getattr(self, name)) is not None and value < least:
+        for name, least in dict(floor_samples=0, max_length=2, tolerance=0, kl_weight=0).items():
+            if (value := getattr(self, name)) is not None and not value >= least:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}.")
         self.schedule(), self.sampling()
         super().__post_init__()

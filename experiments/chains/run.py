@@ -47,7 +47,7 @@ class Setting:
 SETTINGS = dict(
     short=Setting("MNNS, 4 digits 1-9", mnns.TASK, mnns.Config(split_seed=1), {500: (6e-3, 1.2e-2, 2.4e-2), 2000: (3e-3, 6e-3, 1.2e-2)}, "chains.json"),
     longer=Setting("MNNS, 5 numbers 1-20", MNNS(digits=5, low=1, high=20), mnns.Config(split_seed=1, n_embd=64, n_inner=256, n_head=2, heldout=1000),
-                   {800: (3e-3, 6e-3, 1.2e-2)}, "chains_longer.json", 20_000, dict(teacher=.56, sampled=1.02)))
+                   {800: (3e-3, 6e-3, 1.2e-2), 2400: (3e-3, 6e-3, 1.2e-2)}, "chains_longer.json", 20_000, dict(teacher=.56, sampled=1.02)))
 HERE = replace(SETTINGS["short"])  # The one that is run
 FALLING = dict(engine="sequential", guidance_floor=0., guidance_warmup=HERE.config.warmup, guidance_hold=HERE.config.hold)
 NEVER = dict(engine="sequential", guidance_schedule="constant", guidance_start=0., guidance_floor=0., guidance_warmup=0., guidance_hold=0.)
@@ -300,7 +300,8 @@ def do(path, names, kinds, budgets, seeds, rate=None):
     part = "runs" if rate is None else "looks"
     train, heldout = parts()
     for kind, budget, seed, name in ((k, b, s, n) for k in kinds for b in budgets for s in seeds for n in names):
-        used, way = chosen(path, name, kind, budget)
+        untuned = rate is not None and wanted(tuned(path, ARMS[name].rate_of or name, kind, budget), budget)
+        used, way = (rate, own_decoders(ARMS[name])[-1]) if untuned else chosen(path, name, kind, budget)
         key = (name, kind, budget, seed, used if rate is None else rate)
         if any((r["arm"], r["data"], r["budget"], r["seed"], r["rate"]) == key for r in known(path, part)): continue
         add(path, part, run(*key, train, heldout) | dict(judged_by=way))
@@ -355,7 +356,7 @@ def main():
     parser.add_argument("arms", nargs="*", metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--data", nargs="+", default=["optimal"], help="optimal, random; 'optimal fresh' and 'random fresh' draw a chain at every visit")
     parser.add_argument("--task", choices=SETTINGS, default="short", help="; ".join(f"{k}: {x.about}" for k, x in SETTINGS.items()))
-    parser.add_argument("--budgets", type=int, nargs="+", help="guided steps that take as long: 500 or 2000; 800 for the longer task")
+    parser.add_argument("--budgets", type=int, nargs="+", help="guided steps that take as long: 500 or 2000; 800 or 2400 for the longer task")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of the confirming runs")
     parser.add_argument("--again", type=int, nargs="*", metavar="SEED", help="the second confirmation; seeds 20 to 29 if none is given")
     parser.add_argument("--rate", type=float, help="another learning rate than the tuned one: a look, kept apart from the confirming runs")
