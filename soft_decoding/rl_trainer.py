@@ -185,7 +185,7 @@ def call_rewards(
     "The rewards of all completions."
     n = len(given["prompts"])
     results = [_call(f, given) for f in functions]
-    if waiting := [r for r in results if inspect.isawaitable(r)]:
+    if waiting := [_awaited(f, r) for f, r in zip(functions, results) if inspect.isawaitable(r)]:
         found = iter(asyncio.run(_together(waiting)))
         results = [next(found) if inspect.isawaitable(r) else r for r in results]
     return torch.stack([_checked(reward_name(f), r, n) for f, r in zip(functions, results)], 1)
@@ -197,12 +197,18 @@ def _call(function, given):
     if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
         given = {k: v for k, v in given.items() if k in taken}
     try: return function(**given)
-    except (Exception, SystemExit) as e:  # a reward must not end the run without a word
-        failed = f"The reward {reward_name(function)!r} failed: {type(e).__name__}: {e}."
-        raise RewardError(failed) from e
+    except (Exception, SystemExit) as e: raise _failure(function, e) from e
+
+def _failure(function, e):
+    "A reward must not end the run without a word."
+    return RewardError(f"The reward {reward_name(function)!r} failed: {type(e).__name__}: {e}.")
 
 # %% ../nbs/08a_rl_trainer.ipynb #e07c1bbf
 async def _together(waiting): return await asyncio.gather(*waiting)
+
+async def _awaited(function, waiting):
+    try: return await waiting
+    except (Exception, SystemExit) as e: raise _failure(function, e) from e
 
 # %% ../nbs/08a_rl_trainer.ipynb #e22b5c97
 def _checked(name, values, n):
