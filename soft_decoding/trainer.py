@@ -645,10 +645,19 @@ class SafeTrainer(Trainer):
         if model is not None: model = self._module(model, kwargs.get("optimizers"))
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
         self.soft.together = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.is_fsdp_enabled: _check_one_dtype(self.soft, self.accelerator.mixed_precision)
 
     def make_module(self, model):
         "The module around a model; what its forward does is the trainer's own."
         raise NotImplementedError
+
+# %% ../nbs/03a_trainer.ipynb #03aonedt
+def _check_one_dtype(module, mixed_precision):
+    "Refuse what FSDP cannot shard, such as float32 adapters or settings beside bfloat16 weights."
+    dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in module.parameters()})
+    if len(dtypes) > 1 and mixed_precision == "no":
+        raise ValueError(f"`fsdp` shards weights of one dtype, got {' and '.join(dtypes)}: convert the module with "
+                         "`.to(dtype)`, or keep float32 weights and give `bf16=True`.")
 
 # %% ../nbs/03a_trainer.ipynb #29939917
 class _Rows:
