@@ -624,11 +624,9 @@ def draw_generation(
     "Draw a generation, reward it, and weigh it; it is then in `generation`, with its number and its totals."
     a = self.args
     rows = [dict(row) for row in inputs for _ in range(a.num_generations)]
-    first = a.process_index * len(rows)
-    seeds = self.row_seeds(range(first, first + len(rows)), number)
-    state, infos = self.complete(model, rows, seeds)
+    state, infos = self.complete(model, rows, number)
     generation, ended = self.gathered(state, infos)
-    generation.seeds = torch.tensor(seeds)
+    generation.seeds = torch.tensor(self.row_seeds(len(rows), number))
     rewards = self._rewarded(rows, state, infos, ended)
     generation.counts = self._counted(generation.draws, ended)
     several = a.num_iterations * a.steps_per_generation > a.gradient_accumulation_steps
@@ -655,10 +653,11 @@ def complete(
     self: SoftGRPOTrainer,
     model,  # The prepared module
     rows: list[dict],  # One per completion
-    seeds: list[int],  # Of the noise, one per row
+    number: int,  # Of the generation; -1 for an evaluation
+    places: list[int] | None = None,  # Of the rows, counted over all processes; None: as in a generation
 ) -> tuple:  # State and steps of the rollout
     "Draw a completion for every row."
-    device = self.args.device
+    device, seeds = self.args.device, self.row_seeds(len(rows), number, places)
     prompts = {k: v.to(device) for k, v in encode_prompts(rows, self.tokenizer, self.room()).items()}
     with torch.no_grad(), evaluating(model):
         if self.rollouts is not None: return self.rollouts(self.soft, prompts, seeds)
@@ -669,10 +668,13 @@ def complete(
 @patch
 def row_seeds(
     self: SoftGRPOTrainer,
-    places: range,  # Of the rows, counted over all processes
+    count: int,  # Completions of this process
     number: int,  # Of the generation; -1 for an evaluation
+    places: list[int] | None = None,  # Of the rows, counted over all processes; None: one process after another
 ) -> list[int]:
     "Seeds of the noise, by run, generation and row."
+    first = self.args.process_index * count
+    places = range(first, first + count) if places is None else places
     return [hash((self.args.seed, number, place)) % 2**63 for place in places]
 
 # %% ../nbs/08a_rl_trainer.ipynb #c98a052d
@@ -947,9 +949,9 @@ def _evaluated(self: SoftGRPOTrainer, model, dataloader):
     batches, agree = list(dataloader), self.soft.agree
     spare = 0 if agree is None else int(agree(len(batches))) - len(batches)
     for i, rows in enumerate(batches + spare * [[dataloader.dataset[0]]]):
-        first = self.args.process_index + i * self.args.eval_batch_size * (world := self.args.world_size)
-        seeds = self.row_seeds(range(first, first + len(rows) * world, world), -1)
-        state, infos = self.complete(model, rows, seeds)
+        before = i * self.args.eval_batch_size  # of this process
+        places = [self.args.process_index + (before + j) * self.args.world_size for j in range(len(rows))]
+        state, infos = self.complete(model, rows, -1, places)
         if i >= len(batches): continue  # so that the other processes can finish theirs
         self.rewards(rows, state, infos, state.done if self.soft.ends else torch.ones_like(state.done))
         for k, (total, count) in self._meter.items():

@@ -4,7 +4,7 @@
     python experiments/chains/run.py --tune                 learning rates, on validation problems; goes first
     python experiments/chains/run.py --again                the second confirmation, in results/chains_again.json
     python experiments/chains/run.py guided teacher --budgets 500 --data optimal --seeds 10 11
-    python experiments/chains/run.py guided teacher sampled --task longer --seeds 30 31 32 33 34 35 36 37      chains of four steps
+    python experiments/chains/run.py guided teacher sampled --task longer --budgets 800 --seeds 30 31 32 33 34 35 36 37
 
 README.md beside this file says what is compared, how much time each arm has, and what was settled before the first run.
 """

@@ -1,7 +1,7 @@
 """Reinforcement learning on soft tokens and on plain ones, from one model that was taught discrete chains.
 
     python experiments/rl/run.py                 what results/rl.json does not hold yet, seeds 0 to 7
-    python experiments/rl/run.py --tune          learning rates, on validation problems (seed 100; --seeds for others)
+    python experiments/rl/run.py --tune          learning rates, on validation problems (seeds 100 and 101; --seeds for others)
     python experiments/rl/run.py gumbel --seeds 0
     python experiments/rl/run.py --starts        from models that were taught otherwise, seeds 0 and 1, in results/rl_starts.json
     python experiments/rl/run.py --published     the published setting of the means of three, likewise
@@ -142,7 +142,7 @@ def sampled(arm, model, tokenizer, problems, n=8):
     "Which of `n` draws by the arm's own sampler are right, `(problems, n)`."
     made = rl_trainer(arm, model, tokenizer, 0, 1e-3, problems, steps=1)
     wanted = [row for row in rows(problems) for _ in range(n)]
-    state, infos = made.complete(made.soft, wanted, made.row_seeds(range(len(wanted)), -1))
+    state, infos = made.complete(made.soft, wanted, -1)
     said = tokenizer.batch_decode(state.input_ids[:, -len(infos):], skip_special_tokens=True)
     return torch.tensor(right(said, [row["answer"] for row in wanted])).view(-1, n), said
 
@@ -273,7 +273,7 @@ def main():
     if given.published: return looks(beside, given.seeds or [0, 1], given.seconds, ["discrete"], PUBLISHED_RATES)
     if given.starts is not None: return looks(beside, given.seeds or [0, 1], given.seconds, given.starts or list(STARTS)[1:], LOOKED)
     record = read(given.record) or header()
-    if given.tune: return tune(given.record, record, given.seconds, given.seeds or [100])
+    if given.tune: return tune(given.record, record, given.seconds, given.seeds or [100, 101])
     for seed in given.seeds or range(8):
         for name in ["base", *(given.arms or ARMS)]:
             if any((r["arm"], r["seed"]) == (name, seed) for r in record["runs"]): continue
