@@ -414,7 +414,7 @@ _OF_SOFT = "temperature top_k top_p min_p mass snap entropy_threshold".split()
 
 def _check_soft(o):
     "Refuse options of soft steps where there are none, and seeds that no generator takes."
-    if o.think == 0 and (said := [k for k in _OF_SOFT if _given(o, k)]):
+    if o.think == 0 and not o.engine and (said := [k for k in _OF_SOFT if _given(o, k)]):
         own = f"; for the answer there is --answer_{said[0]}" if hasattr(o, f"answer_{said[0]}") else ""
         raise ValueError(f"`--{said[0]}` is of soft steps, and --think 0 asks for none; leave one out{own}.")
     if not 0 <= o.seed < 2 ** 63: raise ValueError(f"`--seed` must be from 0 to {2 ** 63 - 1}, got {o.seed}.")

@@ -129,19 +129,16 @@ def _check_unused(o):
         raise ValueError("`--eval_rows` are held out of --data, and --eval_data brings its own; leave one out.")
 
 # %% ../nbs/12_cli_train.ipynb #12marks0
-def _check_marks(rows, o):
-    "Refuse a text around the soft part that no row has: nothing would be soft, or all of it."
+def _check_marks(rows, tokenizer, o):
+    "Refuse a text around the soft part that no row has, prompt and template included: nothing would be soft, or all."
+    import torch
+    from soft_decoding.think import span_finder
     for k in ("think_start", "think_end"):
-        mark, columns = getattr(o, k), [c for c in ("completion", "messages", "text") if c in rows.column_names]
-        if mark is None or not columns: continue
-        if not any(mark in _as_text(row[c]) for row in rows.select_columns(columns) for c in columns):
+        if (mark := getattr(o, k)) is None: continue
+        finder = span_finder(mark, None, tokenizer)
+        if not any(finder.after(torch.tensor([row["input_ids"]])) >= finder.opened for row in rows):
             raise ValueError(f"`--{k}` {mark!r} is in no row of {o.data}; give a text that is there, or leave "
                              "it out.")
-
-def _as_text(said):
-    "A column's text, of a conversation what is said in it."
-    if not isinstance(said, list): return str(said)
-    return "\n".join(str(turn.get("content", "")) for turn in said if isinstance(turn, dict))
 
 # %% ../nbs/12_cli_train.ipynb #9d059c3c
 def _check_model(o):
@@ -317,9 +314,10 @@ def _alone(out):
     held = os.open(out, os.O_RDONLY)
     try:
         try: fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
+        except BlockingIOError as e:
             raise ValueError(f"`--output` {out} is being written by another run; wait for it, or give another "
                              "folder.") from e
+        except OSError: pass  # a file system without locks
         yield
     finally: os.close(held)
 
@@ -382,7 +380,6 @@ def _cache_of(path):
 def _rows(o):
     "Rows to learn from and rows to evaluate on (None for none)."
     rows = _read(o.data, o, "data")
-    if o.stage == "sft": _check_marks(rows, o)
     if o.eval_data: return rows, _read(o.eval_data, o, "eval_data")
     held = min(o.eval_rows, len(rows) // 10)
     if not held: return rows, None
@@ -528,6 +525,7 @@ def _train_data(o):
                           peft_config=_adapter(o))
     trained = sum(p.numel() for p in trainer.soft.parameters() if p.requires_grad)
     learn, test = trainer.train_dataset, trainer.eval_dataset
+    _check_marks(learn, tokenizer, o)
     out = f", {len(trainer.dropped)} left out" if trainer.dropped else ""
     _say(trainer, f"{len(learn)} rows to learn from, {0 if test is None else len(test)} to evaluate on{out}; "
                   f"{trained:,} numbers are trained.")

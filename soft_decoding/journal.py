@@ -51,7 +51,8 @@ def _lock(self: Journal):
     try: import fcntl
     except ImportError: return  # Windows
     try: fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e: self._refuse("is being written by another run; wait for it", e)
+    except BlockingIOError as e: self._refuse("is being written by another run; wait for it", e)
+    except OSError: pass  # a file system without locks
 
 # %% ../nbs/09b_journal.ipynb #c618474f
 @patch
@@ -154,7 +155,8 @@ def contents(
 ) -> dict:  # Hashes, under the names in `CONTENTS`; None for what there is not
     "Change when what a reply depends on besides the weights does."
     config = getattr(model, "generation_config", None)
-    settings = {k: v for k, v in config.to_dict().items() if k != "transformers_version"} if config else None
+    changed = config.to_diff_dict() if config else {}  # a newer release has more defaults
+    settings = {k: v for k, v in changed.items() if k != "transformers_version"} if config else None
     vocab = getattr(tokenizer, "get_vocab", dict)()
     words = [sorted(vocab.items()), getattr(tokenizer, "special_tokens_map", None)] if vocab else None
     found = settings, words, getattr(tokenizer, "chat_template", None)

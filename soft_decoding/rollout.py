@@ -730,7 +730,6 @@ def _goes_on(mine, agree):
     "Whether there is another step: here, or on any process under `agree`."
     return bool(mine) if agree is None else bool(agree(mine))
 
-
 # %% ../nbs/02_rollout.ipynb #02ended0
 def _ended(state, stopping, input_ids, info):
     "Who is done after this step, and what a think policy says of the next one."

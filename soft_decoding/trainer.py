@@ -653,10 +653,10 @@ class SafeTrainer(Trainer):
 
 # %% ../nbs/03a_trainer.ipynb #03aonedt
 def _check_one_dtype(module, mixed_precision):
-    "Refuse what FSDP cannot shard, such as float32 adapters or settings beside bfloat16 weights."
-    dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in module.parameters()})
+    "Refuse what FSDP cannot train, such as float32 settings beside bfloat16 weights; frozen ones may differ."
+    dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.requires_grad})
     if len(dtypes) > 1 and mixed_precision == "no":
-        raise ValueError(f"`fsdp` shards weights of one dtype, got {' and '.join(dtypes)}: convert the module with "
+        raise ValueError(f"`fsdp` trains weights of one dtype, got {' and '.join(dtypes)}: convert the module with "
                          "`.to(dtype)`, or keep float32 weights and give `bf16=True`.")
 
 # %% ../nbs/03a_trainer.ipynb #29939917
@@ -1170,7 +1170,6 @@ def _part_of(state_dict, name):
     "The weights of one part of the module, under the part's own names; None: it has them itself."
     if state_dict is None: return None
     return {k.removeprefix(f"{name}."): v for k, v in state_dict.items() if k.startswith(f"{name}.")}
-
 
 # %% ../nbs/03a_trainer.ipynb #03prmpt0
 PROMPT_FILE = "prompt_encoder.safetensors"  # What makes a learned prompt; peft's own file holds what it makes
