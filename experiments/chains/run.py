@@ -90,6 +90,8 @@ ARMS = dict(
     noise=Arm("guided, Gumbel-softmax weights fed in training", "soft", 1., FALLING, GumbelMixer(.5), rate_of="guided"),
     decay=Arm("teacher-forced, weight decay .1", "tokens", .56, dict(mnns.FORCED, weight_decay=.1), rate_of="teacher"),
     dropout=Arm("teacher-forced, dropout .1", "tokens", .56, mnns.FORCED, rate_of="teacher", dropout=.1),
+    dropout_05=Arm("teacher-forced, dropout .05", "tokens", .56, mnns.FORCED, rate_of="teacher", dropout=.05),
+    dropout_02=Arm("teacher-forced, dropout .02", "tokens", .56, mnns.FORCED, rate_of="teacher", dropout=.02),
 )
 
 
@@ -307,15 +309,16 @@ def do(path, names, kinds, budgets, seeds, rate=None):
         add(path, part, run(*key, train, heldout) | dict(judged_by=way))
 
 
-def tune(path, names, kinds, budgets):
-    "Learning rates, on multisets taken from the training part."
+def tune(path, names, kinds, budgets, rate=None):
+    "Learning rates, or one of the user, on multisets taken from the training part."
     train, heldout = parts(validate=True)
     for kind, budget, name in ((k, b, n) for k in kinds for b in budgets for n in names):
-        while left := wanted(tuned(path, name, kind, budget), budget):
+        while left := wanted(tuned(path, name, kind, budget), budget) if rate is None else [rate]:
             for seed in TUNED:
                 key = (name, kind, budget, seed, left[0])
                 if any((r["arm"], r["data"], r["budget"], r["seed"], r["rate"]) == key for r in known(path, "tuning")): continue
                 add(path, "tuning", run(*key, train, heldout, few=True))
+            if rate is not None: break
 
 
 def add(path, part, found):
@@ -359,7 +362,7 @@ def main():
     parser.add_argument("--budgets", type=int, nargs="+", help="guided steps that take as long: 500 or 2000; 800 or 2400 for the longer task")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of the confirming runs")
     parser.add_argument("--again", type=int, nargs="*", metavar="SEED", help="the second confirmation; seeds 20 to 29 if none is given")
-    parser.add_argument("--rate", type=float, help="another learning rate than the tuned one: a look, kept apart from the confirming runs")
+    parser.add_argument("--rate", type=float, help="another learning rate than the tuned one: a look, kept apart from the confirming runs; with --tune, the only one tried")
     parser.add_argument("--tune", action="store_true", help="try the learning rates")
     parser.add_argument("--cost", action="store_true", help="measure what a step of each arm costs")
     parser.add_argument("--record", type=Path, help="results/chains.json; results/chains_longer.json for the longer task")
@@ -376,7 +379,7 @@ def main():
     if args.again is not None:
         for kind in args.data: again(ROOT / "results/chains_again.json", args.arms or list(AGAIN), args.again or range(20, 30), kind)
         return
-    if args.tune: return tune(record, names, args.data, budgets)
+    if args.tune: return tune(record, names, args.data, budgets, args.rate)
     do(record, names, args.data, budgets, args.seeds, args.rate)
 
 
