@@ -660,6 +660,8 @@ def _prompted(rows, o):
     if "prompt" not in rows.column_names:
         raise ValueError(f"`--data` {o.data} has no column 'prompt'; name it with --prompt_column; "
                          f"it has {has}.")
+    if o.answer_column and column not in rows.column_names:
+        raise ValueError(f"`--data` {o.data} has no column {column!r}; it has {has}.")
     if o.reward == "answer" and column not in rows.column_names:
         raise ValueError(f"`--reward answer` needs a column {column!r}; name it with --answer_column; "
                          f"{o.data} has {has}.")

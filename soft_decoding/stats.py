@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['wilson', 'pass_at_k', 'mcnemar', 'Estimate', 'cluster_bootstrap', 'resampled_means', 'share_interval', 'sign_flip',
-           'holm']
+           'student_within', 't_interval', 'holm']
 
 # %% ../nbs/09a_stats.ipynb #18f5a6ae
 from collections.abc import Callable
 from itertools import product
-from math import comb
+from math import atan2, comb, cos, pi, sin
 from typing import NamedTuple
 
 import torch
@@ -116,6 +116,34 @@ def sign_flip(
     seen, flips = abs(sum(differences)), product((1, -1), repeat=len(differences))
     far = [abs(sum(s * d for s, d in zip(signs, differences))) >= seen - 1e-12 for signs in flips]
     return sum(far) / len(far)
+
+# %% ../nbs/09a_stats.ipynb #09astud1
+def student_within(
+    t: float,  # At least 0
+    df: int,  # Degrees of freedom, at least 1
+) -> float:  # Probability
+    "The chance that Student's t lies between -t and t."
+    angle = atan2(t, df ** .5)
+    term = total = 0. if df == 1 else cos(angle) if df % 2 else 1.
+    for i in range(2 + df % 2, df - 1, 2): total += (term := term * (i - 1) / i * cos(angle) ** 2)
+    return 2 / pi * (angle + sin(angle) * total) if df % 2 else sin(angle) * total
+
+# %% ../nbs/09a_stats.ipynb #09astud2
+def t_interval(
+    values: list[float],  # One per seed, at least 2; for a comparison, the paired differences
+    level: float = .95,  # Of the interval, between 0 and 1
+) -> Estimate:  # Mean, ends, and the p-value of a t-test against 0
+    "Student's interval of a mean over independent runs."
+    if len(values) < 2 or not 0 < level < 1:
+        raise ValueError(f"`values` must be at least 2 numbers and `level` between 0 and 1, got {len(values)} and {level}.")
+    n, mean = len(values), sum(values) / len(values)
+    error = (sum((x - mean) ** 2 for x in values) / (n - 1) / n) ** .5
+    low, high = 0., 1e9
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_within(middle, n - 1) < level else (low, middle)
+    p = 1 - student_within(abs(mean) / error, n - 1) if error else float(mean == 0)
+    return Estimate(mean, mean - high * error, mean + high * error, p)
 
 # %% ../nbs/09a_stats.ipynb #ed3c5226
 def holm(

@@ -121,6 +121,7 @@ def _text_row(row, tokenizer, think):
     if not has("text"):
         raise ValueError("It needs `prompt` and `completion`, `messages`, `text` or `input_ids`, got "
                          f"{', '.join(map(str, row)) or 'nothing'}.")
+    if not row["text"]: raise ValueError("It has no token to learn: the text is empty.")
     ids, after = _around(tokenizer, row["text"])
     end = _end(tokenizer, ids, after)
     soft = _soft_part(tokenizer, think, ids)
@@ -131,6 +132,7 @@ def _completion_row(row, tokenizer, think):
     "A prompt and what is learned after it."
     prompt, after = _around(tokenizer, row["prompt"])
     ids = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+    if not ids: raise ValueError("It has no token to learn: the completion is empty.")
     end, soft = _end(tokenizer, ids, after), _soft_part(tokenizer, think, ids, prompt)
     return dict(input_ids=prompt + ids + end, labels=[-100] * len(prompt) + ids + end,
                 soft_mask=[False] * len(prompt) + soft + [False] * len(end))
