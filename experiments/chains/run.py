@@ -92,6 +92,8 @@ ARMS = dict(
     dropout=Arm("teacher-forced, dropout .1", "tokens", .56, mnns.FORCED, rate_of="teacher", dropout=.1),
     dropout_05=Arm("teacher-forced, dropout .05", "tokens", .56, mnns.FORCED, rate_of="teacher", dropout=.05),
     dropout_02=Arm("teacher-forced, dropout .02", "tokens", .56, mnns.FORCED, rate_of="teacher", dropout=.02),
+    guided_05=Arm("guided, dropout .05", "soft", 1., FALLING, rate_of="guided", dropout=.05),
+    guided_02=Arm("guided, dropout .02", "soft", 1., FALLING, rate_of="guided", dropout=.02),
 )
 
 
