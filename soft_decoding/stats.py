@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['wilson', 'pass_at_k', 'mcnemar', 'Estimate', 'cluster_bootstrap', 'resampled_means', 'share_interval', 'sign_flip',
-           'student_within', 't_interval', 'holm']
+           'student_within', 't_interval', 'detectable', 'holm']
 
 # %% ../nbs/09a_stats.ipynb #18f5a6ae
 from collections.abc import Callable
@@ -144,6 +144,14 @@ def t_interval(
         low, high = (middle, high) if student_within(middle, n - 1) < level else (low, middle)
     p = 1 - student_within(abs(mean) / error, n - 1) if error else float(mean == 0)
     return Estimate(mean, mean - high * error, mean + high * error, p)
+
+# %% ../nbs/09a_stats.ipynb #09apow01
+def detectable(
+    low: float,  # Ends of a 95 % interval
+    high: float,
+) -> float:  # In the unit of the interval, at most
+    "The smallest true difference that four of five such experiments would tell from 0."
+    return 1.43 * (high - low) / 2  # (1.96 + .84) / 1.96
 
 # %% ../nbs/09a_stats.ipynb #ed3c5226
 def holm(

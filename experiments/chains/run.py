@@ -291,6 +291,12 @@ def chosen(path, name, kind, budget):
     return max(found, key=found.get)
 
 
+def decoder_at(path, name, kind, budget, rate):
+    "The decoder that was best on validation problems at a learning rate; the last one where that was not tried."
+    found = {way: x for (r, way), x in tuned(path, name, kind, budget).items() if r == rate}
+    return max(found, key=found.get) if found else own_decoders(ARMS[name])[-1]
+
+
 def wanted(found, budget):
     "Learning rates that are still to be tried: those of the budget, then the next one where the best is at the edge."
     tried = sorted({rate for rate, _ in found})
@@ -304,9 +310,8 @@ def do(path, names, kinds, budgets, seeds, rate=None):
     part = "runs" if rate is None else "looks"
     train, heldout = parts()
     for kind, budget, seed, name in ((k, b, s, n) for k in kinds for b in budgets for s in seeds for n in names):
-        untuned = rate is not None and wanted(tuned(path, ARMS[name].rate_of or name, kind, budget), budget)
-        used, way = (rate, own_decoders(ARMS[name])[-1]) if untuned else chosen(path, name, kind, budget)
-        key = (name, kind, budget, seed, used if rate is None else rate)
+        used, way = chosen(path, name, kind, budget) if rate is None else (rate, decoder_at(path, name, kind, budget, rate))
+        key = (name, kind, budget, seed, used)
         if any((r["arm"], r["data"], r["budget"], r["seed"], r["rate"]) == key for r in known(path, part)): continue
         add(path, part, run(*key, train, heldout) | dict(judged_by=way))
 
