@@ -438,7 +438,7 @@ def _check_sharded(trainer):
         raise ValueError("`rollouts` needs whole weights on every process; leave out `fsdp`.")
 
 
-# %% ../nbs/08a_rl_trainer.ipynb #08arows0
+# %% ../nbs/08a_rl_trainer.ipynb #08arows9
 def _row_lists(train, evaluation):
     "Data sets whose rows can be looked at before work begins; streams are read as they come."
     several = evaluation.values() if isinstance(evaluation, dict) else [evaluation]

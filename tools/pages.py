@@ -123,13 +123,16 @@ def listed():
 
 
 def sidebar():
-    "Check that nbs/sidebar.yml lists every page once, and nothing else."
+    "Check that nbs/sidebar.yml lists every page once, and nothing else, and that no two cells of a page share an id."
     hrefs = [href for _, items in listed() for _, href in items]
     found = [p.relative_to(NBS).as_posix() for p in sorted(NBS.rglob('*.ipynb'))]
     found = [page for page in found if not re.search(r'/[._]', '/' + page)]  # checkpoints, drafts
     wrong = [f'not listed: {page}' for page in found if page not in hrefs]
     wrong += [f'no such page: {href}' for href in hrefs if href not in found]
     wrong += [f'listed twice: {href}' for href in sorted(set(hrefs)) if hrefs.count(href) > 1]
+    for page in found:
+        ids = [cell.get('id') for cell in json.loads((NBS/page).read_text(encoding='utf-8'))['cells']]
+        wrong += [f'two cells of {page} have the id {i}' for i in sorted({i for i in ids if ids.count(i) > 1})]
     print(*wrong or [f'{len(hrefs)} pages, each listed once'], sep='\n')
     sys.exit(bool(wrong))
 

@@ -74,6 +74,8 @@ VARIANTS = dict(
     shipped=Variant("linear, longer", args=EXACT, scheduled=True, long=True),
     teacher_long=Variant("soft targets, teacher-forced, longer", args=FORCED, long=True),
     discrete_long=Variant("one discrete chain, longer", "optimal", FORCED, long=True),
+    pause_long=Variant("soft labels, pause tokens fed, longer", "pause", FORCED, long=True),
+    none_long=Variant("no chain, longer", "none", FORCED, long=True),
 )
 
 
