@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['wilson', 'pass_at_k', 'mcnemar', 'Estimate', 'cluster_bootstrap', 'resampled_means', 'share_interval', 'sign_flip',
-           'student_within', 't_interval', 'detectable', 'holm']
+           'student_within', 't_interval', 'detectable', 'with_interval', 'holm']
 
 # %% ../nbs/09a_stats.ipynb #18f5a6ae
 from collections.abc import Callable
@@ -152,6 +152,20 @@ def detectable(
 ) -> float:  # In the unit of the interval, at most
     "The smallest true difference that four of five such experiments would tell from 0."
     return 1.43 * (high - low) / 2  # (1.96 + .84) / 1.96
+
+# %% ../nbs/09a_stats.ipynb #09apow04
+def with_interval(
+    interval: tuple,  # A number and the ends of its 95 % interval
+    scale: float = 100,  # 100 for percent and points
+    form: str = ".1f",  # Of the numbers; with "+" it is a difference
+    unit: str = " %",  # After the number; a share in percent ends at 100
+) -> str:
+    "A number and its interval; for a difference that may be 0, also the smallest one that could have been detected."
+    number, low, high = (scale * x for x in interval[:3])
+    top = 100. if unit == " %" and "+" not in form else float("inf")
+    text = f"{min(number, top):{form}}{unit} [{min(low, top):{form}}, {min(high, top):{form}}]"
+    if "+" not in form or not low <= 0 <= high: return text
+    return f"{text}, detectable {detectable(low, high):{form.replace('+', '')}}"
 
 # %% ../nbs/09a_stats.ipynb #ed3c5226
 def holm(
