@@ -40,7 +40,7 @@ class Size:
 def config(width, heads, steps): return mnns.Config(n_embd=width, n_inner=4 * width, n_head=heads, steps=steps, heldout=1000, split_seed=1)
 
 
-SIZES = dict(narrow=Size(MNNS(digits=4, low=1, high=20), config(32, 1, 1500)), wide=Size(MNNS(digits=4, low=1, high=30), config(64, 2, 1500)))
+SIZES = dict(narrow=Size(MNNS(digits=4, low=1, high=20), config(32, 1, 1500)), wide=Size(MNNS(digits=5, low=1, high=20), config(64, 2, 2400)))
 ARMS = dict(
     own="the mixture",
     drawn="one token, drawn from the mixture",
@@ -234,7 +234,7 @@ def confirm(path, names, size, seeds, fresh):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="*", metavar="ARM", help=", ".join(ARMS))
-    parser.add_argument("--size", choices=SIZES, default="narrow", help="narrow: 1 to 20, width 32; wide: 1 to 30, width 64")
+    parser.add_argument("--size", choices=SIZES, default="narrow", help="narrow: 1 to 20, width 32; wide: five of 1 to 20, width 64")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--tune", action="store_true", help="try the learning rates")
     parser.add_argument("--record", type=Path, default=ROOT / "results/feedback.json")
