@@ -185,6 +185,11 @@ def _chat_row(row, tokenizer, think):
     end = _end(tokenizer, ids) if closes and not _is_closed(tokenizer, ids[spans[-1][0]:]) else []
     return dict(input_ids=ids + end, labels=labels + end, soft_mask=soft + [False] * len(end))
 
+# %% ../nbs/03a_trainer.ipynb #03asilent
+def _is_silent(message):
+    "Whether a message is empty: no text, no call of a tool, nothing else that a template could show."
+    return not any(value for name, value in message.items() if name not in ("role", "name"))
+
 # %% ../nbs/03a_trainer.ipynb #7042d579
 def _turns(row, tokenizer):
     "Ids of a conversation, where the assistant speaks in them, and whether it has the last word."
@@ -195,6 +200,8 @@ def _turns(row, tokenizer):
     if not speaks:
         others = ", ".join(m["role"] for m in talk[first:])
         raise ValueError(f"It has no turn of the assistant to learn, only of {others or 'nobody'}.")
+    if any(_is_silent(talk[i]) for i in speaks):
+        raise ValueError("It has no token to learn: a turn of the assistant is empty.")
     options = dict(tools=row.get("tools"), **(row.get("chat_template_kwargs") or {}))
     template = tokenizer.get_chat_template(options.get("chat_template"), options["tools"])
     turns = _marked_turns if re.search(r"\{%-?\s*generation\b", template) else _found_turns
