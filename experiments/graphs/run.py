@@ -1,187 +1,365 @@
 """Graph reachability: does a model that thinks in mixtures find its way where one that thinks in tokens does not?
 
-    python experiments/graphs/run.py                    every arm and seed that results/graphs.json does not hold yet
-    python experiments/graphs/run.py --tune             learning rates, one seed, on the file of validation problems; goes first
-    python experiments/graphs/run.py soft --seeds 0 1 --workers 2 --device cuda
+    python experiments/graphs/run.py --tune                 learning rates, on validation graphs; goes first
+    python experiments/graphs/run.py                        every run that results/graphs.json does not hold yet
+    python experiments/graphs/run.py soft discrete --seeds 0 1
 
-Graphs of 28 nodes made by the recipe of ProsQA are the training data; the score is on its real test file (500 problems).
-README.md beside this file says what the arms are. The time limit `--seconds` stops before a run that would not end in time.
+README.md beside this file says what the arms are, what is asked, and what was settled before the first run.
 """
 import argparse, os, platform, sys, tempfile, time
+from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch, transformers
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PrinterCallback, TrainerCallback
+from transformers import GenerationConfig, Lfm2Config, Lfm2ForCausalLM
 
-from soft_decoding import ChainDataset, KSampleMixer, ProsQA, SoftTrainer, SoftTrainingArguments, accuracy
+from soft_decoding import (
+    ChainDataset, CoconutRows, HiddenMixer, ProsQA, SoftTrainer, SoftTrainingArguments, State, Think, accuracy, plain_mixer, probe,
+    prompt_batch, soft_rollout)
+from soft_decoding.recipes import FixedSteps
+from soft_decoding.trainer import SoftCollator
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))
-from records import opened  # noqa: E402
+import records  # noqa: E402
+from records import known  # noqa: E402
 
-TASK = ProsQA(form="pairs", size=28, min_steps=3, max_steps=6)
+TASK, EDGES = ProsQA(size=12, min_steps=2, max_steps=4), range(9, 14)  # Graphs, and how many edges they may have
+DEEP, DEEP_EDGES = 16, range(16, 19)  # The same of larger graphs: number of nodes, and of edges
 FILES = Path(os.environ.get("SOFT_DECODING_SHARED", ROOT.parent / "shared")) / "data/prosqa"
-GRAPHS, CHUNKS, WIDTH, LAYERS, HEADS, BATCH, STEPS, WARMUP = 20_000, 20, 32, 4, 4, 256, 3000, 200
-RATES = 1e-3, 3e-3, 6e-3
+GRAPHS, HELD, PER_DEPTH, DEPTHS, MOST = 40_000, 1000, 200, (2, 3, 4, 5, 6), TASK.max_steps
+WIDTH, LAYERS, HEADS, BATCH, WARMUP = 64, ("conv", "full_attention", "full_attention"), 4, 128, 150
+BUDGET = 1600  # Teacher-forced steps; other arms have as many as take that time
+RATES, TUNED, SEEDS = (2e-3, 4e-3, 8e-3), (100,), tuple(range(8))
+PROBED, STAGE = 300, 3  # Graphs that the causal probes take; epochs of a stage of Coconut's curriculum
 FORCED = dict(guidance_schedule="constant", guidance_start=1., guidance_floor=1.)
-FALLING = dict(engine="parallel", passes=2, hops=1, guidance_floor=0., guidance_warmup=.3, guidance_hold=.3)
+FALLING = dict(engine="parallel", passes=MOST + 1, hops=1, guidance_floor=0., guidance_warmup=.3, guidance_hold=.3)
+OWN = dict(engine="parallel", passes=MOST + 1, hops=MOST, guidance_schedule="constant", guidance_start=0., guidance_floor=0., guidance_warmup=0., guidance_hold=0.)
 
 
 @dataclass
 class Arm:
     about: str                                # One line for tables
-    kind: str                                 # Of `ChainDataset`
-    decoder: str                              # What it is made for: "soft", "greedy" or "pause"
-    args: dict = field(default_factory=dict)  # Of SoftTrainingArguments
+    kind: str                                 # Of `ChainDataset`, or "coconut"
+    decoder: str                              # What it is made for
+    cost: float = 1.                          # CPU time of a step, in teacher-forced ones; `--cost` measures it
+    args: dict = field(default_factory=lambda: FORCED)  # Of SoftTrainingArguments
+    mixer: object = plain_mixer
+    rate_of: str = ""                         # Arm whose learning rate it has; "": one of its own
+
+    @property
+    def steps(self): return round(BUDGET / self.cost)
 
 
 ARMS = dict(
-    soft=Arm("soft labels, teacher-forced", "soft", "soft", FORCED),
-    soft_guided=Arm("soft labels, guidance 1 to 0", "soft", "soft", FALLING),
-    guided=Arm("one shortest path, guidance 1 to 0", "hard", "soft", FALLING),
-    discrete=Arm("one shortest path, teacher-forced", "hard", "greedy", FORCED),
-    pause=Arm("soft labels, pause tokens fed", "pause", "pause", FORCED),
-    none=Arm("no chain", "none", "none", FORCED),
+    soft=Arm("all nodes that a walk may have reached, teacher-forced", "soft", "soft"),
+    guided=Arm("one shortest path, guidance 1 to 0: mixtures fed", "hard", "soft", args=FALLING),
+    discrete=Arm("one shortest path, teacher-forced", "hard", "tokens"),
+    argmax=Arm("one shortest path, the same schedule as coins: the likeliest token fed", "hard", "tokens", args=dict(FALLING, guidance_coins=True, top_k=1), rate_of="guided"),
+    coconut=Arm("Coconut: last hidden state, curriculum", "coconut", "hidden", args=OWN, mixer=HiddenMixer()),
+    pause=Arm("pause tokens fed, the labels of `soft`", "pause", "pause", rate_of="soft"),
+    none=Arm("no chain", "none", "none", rate_of="discrete"),
 )
 
 
 # ------------------------------------------------------------------------------------------------------- problems
-def chunk(i, n): return [TASK.problem(r) for r in TASK.generate(n, seed=1000 + i)]
+def asked(problem):
+    "A full stop behind each edge, and the node to start from last, where the thinking begins."
+    *facts, _, root, one, two, think = problem.prompt.split()
+    edges = [" ".join([*facts[i:i + 2], "."]) for i in range(0, len(facts), 2)]
+    return replace(problem, prompt=" ".join([*edges, "?", one, two, root, think]))
 
 
-def training_problems(graphs, processes):
-    "Problems, made in parallel; the same ones for any number of processes."
-    with get_context("fork").Pool(processes) as pool:
-        return [p for part in pool.map(partial(chunk, n=graphs // CHUNKS), range(CHUNKS)) for p in part]
+def graphs(n, seed, task=TASK, edges=EDGES):
+    "So many graphs, with this number of edges."
+    found, part = [], 0
+    while len(found) < n:
+        found += [r for r in task.generate(20, seed=10_000 * seed + part) if len(r["edges"]) in edges]
+        part += 1
+    return [asked(task.problem(r)) for r in found[:n]]
 
 
-def file_problems(split): return [TASK.problem(r) for r in TASK.load(split, FILES)]
+@cache
+def training_graphs(): return graphs(GRAPHS, 0)
+
+
+@cache
+def held_out(validate=False): return graphs(HELD, 10 if validate else 11)
+
+
+@cache
+def deep_graphs(hops):
+    "Larger graphs, with about as many edges whatever the hops."
+    return graphs(PER_DEPTH, hops, replace(TASK, size=DEEP, min_steps=hops, max_steps=hops), DEEP_EDGES)
+
+
+@cache
+def file_problems(): return [asked(TASK.problem(r)) for r in TASK.load("test", FILES)]
+
+
+def by_hops(problems):
+    "Parts whose chains are of one length."
+    lengths = sorted({len(p.chain) for p in problems})
+    return {k: [p for p in problems if len(p.chain) == k] for k in lengths}
 
 
 # ------------------------------------------------------------------------------------------------------- training
-def make_model(seed, tokenizer, width):
-    "A GPT-2 without dropout."
+def make_model(seed, tokenizer):
+    "A small LFM2: a short convolution, which sees the two tokens before, and two layers of attention."
     transformers.set_seed(seed)
     ids = {f"{k}_token_id": getattr(tokenizer, f"{k}_token_id") for k in ("bos", "eos", "pad")}
-    model = GPT2LMHeadModel(GPT2Config(
-        vocab_size=len(tokenizer), n_positions=192, n_embd=width, n_layer=LAYERS, n_head=HEADS, resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.,
-        initializer_range=.05, tie_word_embeddings=False, **ids))
+    model = Lfm2ForCausalLM(Lfm2Config(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=2 * WIDTH, block_auto_adjust_ff_dim=False, num_hidden_layers=len(LAYERS),
+        layer_types=list(LAYERS), num_attention_heads=HEADS, num_key_value_heads=HEADS, conv_L_cache=3, max_position_embeddings=256,
+        tie_word_embeddings=False, **ids))
     model.generation_config = GenerationConfig(**ids)
     return model
 
 
-def scores(arm, model, tokenizer, problems):
-    "Share of right answers: by the arm's own decoder and by others."
-    if arm.kind == "pause":
-        def paused(p): return replace(p, prompt=" ".join([p.prompt, *[tokenizer.bos_token] * len(p.chain)]))
-        lengths = sorted({len(p.chain) for p in problems})  # pauses as many as there are steps, batch by batch
-        parts = [[paused(p) for p in problems if len(p.chain) == n] for n in lengths]
-        right = [accuracy(model, tokenizer, part, steps=0)["accuracy"] * len(part) for part in parts]
-        return dict(pause=round(sum(right) / len(problems), 4))
-    if arm.kind == "none": return dict(none=round(accuracy(model, tokenizer, problems, steps=0)["accuracy"], 4))
-    ways = dict(soft={}, greedy=dict(top_k=1))
-    return {name: round(accuracy(model, tokenizer, problems, **way)["accuracy"], 4) for name, way in ways.items()}
+class Staged(CoconutRows):
+    "Coconut's rows; an epoch is a fifteenth of the training, over graphs of its own, so that all stages have their turn."
+    def __init__(self, problems, tokenizer, rows, **options):
+        self.all = [([*map(tokenizer.convert_tokens_to_ids, p.prompt.split()[:-1])], [[i] for i in tokenizer.convert_tokens_to_ids(p.chain)],
+                     [tokenizer.convert_tokens_to_ids(p.answer), tokenizer.eos_token_id]) for p in problems]
+        self.rows = rows
+        super().__init__([], **options)
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch):
+        super().set_epoch(epoch)
+        self.stage = min(self.stage, MOST)
+        self.problems = [self.all[i % len(self.all)] for i in range(epoch * self.rows, (epoch + 1) * self.rows)]
 
 
-class Look(TrainerCallback):
-    "Scores on validation problems every so many steps, printed, too."
-    def __init__(self, name, every, score): self.name, self.every, self.score, self.curve, self.began = name, every, score, [], time.time()
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % self.every: return
-        self.curve.append([state.global_step, self.score()])
-        loss = next((h["loss"] for h in reversed(state.log_history) if "loss" in h), None)
-        print(*self.name, *self.curve[-1], loss, f"{time.time() - self.began:.0f} s", flush=True)
+@cache
+def rows_of(kind): return ChainDataset(training_graphs(), TASK.tokenizer(256), kind)
 
 
-def run(name, seed, rate, data, valid, test, options):
-    "Train one model and score it."
-    arm, tokenizer, began = ARMS[name], TASK.tokenizer(), time.time()
-    model = make_model(seed, tokenizer, options.width)
-    look = Look((name, seed, rate), max(1, options.steps // 6), lambda: scores(arm, model.eval(), tokenizer, valid[:150]))
+def data_of(arm, tokenizer, steps):
+    "What an arm trains on, and how it is put into batches."
+    if arm.kind != "coconut":
+        return rows_of(arm.kind), rows_of(arm.kind).collate
+    markers = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    rows = BATCH * -(-steps // (STAGE * (MOST + 1)))
+    data = Staged(training_graphs(), tokenizer, rows, epochs_per_stage=STAGE, markers=markers, max_stage=MOST)
+    return data, SoftCollator(tokenizer.pad_token_id)
+
+
+def trainer_of(name, seed, rate, steps):
+    "The trainer of one run, with a new model."
+    arm, tokenizer = ARMS[name], TASK.tokenizer(256)
+    model, (data, collate) = make_model(seed, tokenizer), data_of(arm, tokenizer, steps)
     args = SoftTrainingArguments(
-        tempfile.mkdtemp(), max_steps=options.steps, seed=seed, use_cpu=options.device == "cpu", learning_rate=rate,
-        lr_scheduler_type="cosine", warmup_steps=min(WARMUP, options.steps // 5), weight_decay=.01, adam_beta2=.99,
-        per_device_train_batch_size=BATCH, dataloader_drop_last=True, save_strategy="no", logging_steps=max(1, options.steps // 30), report_to="none",
-        disable_tqdm=True, **arm.args)
-    trainer = SoftTrainer(model, args, train_dataset=data, data_collator=data.collate, processing_class=tokenizer, callbacks=[look])
-    trainer.remove_callback(PrinterCallback)
+        tempfile.mkdtemp(), max_steps=steps, seed=seed, use_cpu=True, learning_rate=rate, lr_scheduler_type="cosine", warmup_steps=min(WARMUP, steps // 5),
+        weight_decay=.01, adam_beta2=.99, per_device_train_batch_size=BATCH, dataloader_drop_last=True, save_strategy="no", logging_steps=50,
+        report_to="none", disable_tqdm=True, **arm.args)
+    trainer = SoftTrainer(model, args, train_dataset=data, data_collator=collate, processing_class=tokenizer, mixer=arm.mixer)
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer, model, tokenizer
+
+
+# ------------------------------------------------------------------------------------------------------- decoding
+def share(right): return round(sum(right) / len(right), 4)
+
+
+def soft(model, tokenizer, problems, **options): return round(accuracy(model, tokenizer, problems, **options)["accuracy"], 4)
+
+
+def forced(model, tokenizer, problems, steps=None, **options):
+    "As many soft steps as there are hops (or `steps`), then the end of thinking, then the answer."
+    end = [tokenizer.convert_tokens_to_ids("</think>")]
+    parts = {steps: problems} if steps else by_hops(problems)
+    right = [soft(model, tokenizer, part, steps=k, think=FixedSteps(k, end), **options) * len(part) for k, part in parts.items()]
+    return round(sum(right) / len(problems), 4)
+
+
+@torch.no_grad()
+def by_tokens(model, tokenizer, problems, n, beams=False):
+    "The answer that most of `n` drawn chains give, or that `n` beams do, by their probability."
+    torch.manual_seed(0)
+    how = dict(num_beams=n, do_sample=False, length_penalty=0.) if beams else dict(do_sample=True, top_k=0)
+    right = []
+    for part in (problems[i:i + 100] for i in range(0, len(problems), 100)):
+        ids = prompt_batch(part, tokenizer)
+        out = model.generate(**ids, num_return_sequences=n, max_new_tokens=MOST + 3, return_dict_in_generate=True, output_scores=beams, **how)
+        weights = out.sequences_scores.view(-1, n).softmax(-1).tolist() if beams else [[1 / n] * n] * len(part)
+        texts = tokenizer.batch_decode(out.sequences[:, ids["input_ids"].shape[1]:], skip_special_tokens=True)
+        for i, (p, weight) in enumerate(zip(part, weights)):
+            votes = Counter()
+            for text, w in zip(texts[i * n:], weight): votes[text.rpartition("</think>")[2].strip()] += w
+            right.append(p.check(votes.most_common(1)[0][0]))
+    return share(right)
+
+
+def paused(model, tokenizer, problems):
+    "Pause tokens, as many as there are hops."
+    added = lambda p: replace(p, prompt=" ".join([p.prompt, *[tokenizer.bos_token] * len(p.chain)]))
+    right = [soft(model, tokenizer, [added(p) for p in part], steps=0) * len(part) for part in by_hops(problems).values()]
+    return round(sum(right) / len(problems), 4)
+
+
+TOKENS = "greedy", "votes_16"  # Decoders of tokens that tuning looks at
+
+
+def decoded(arm, model, tokenizer, problems, few=False):
+    "Share of right answers by decoder; `few` leaves out what tuning does not ask for."
+    if arm.decoder == "pause": return dict(pause=paused(model, tokenizer, problems))
+    if arm.decoder == "none": return dict(none=soft(model, tokenizer, problems, steps=0))
+    if arm.decoder == "hidden": return dict(hidden=forced(model, tokenizer, problems, MOST, mixer=HiddenMixer()))
+    out = dict(soft=soft(model, tokenizer, problems))
+    if few and arm.decoder == "soft": return out
+    out |= dict(greedy=soft(model, tokenizer, problems, top_k=1), votes_16=by_tokens(model, tokenizer, problems, 16))
+    return out if few else out | dict(forced=forced(model, tokenizer, problems), beams_4=by_tokens(model, tokenizer, problems, 4, beams=True))
+
+
+@torch.no_grad()
+def trace(model, tokenizer, problems):
+    "Per number of hops and step: the share of what is fed that lies on reachable nodes, and its divergence from the walks."
+    rows = []
+    place = lambda dists: torch.tensor([[d.get(w, 0.) for w in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))] for d in dists]).double()
+    for hops, part in by_hops(problems).items():
+        prompts = prompt_batch(part, tokenizer)
+        infos = soft_rollout(model, State.start(model, **prompts), hops, trace_k=0, keep=("scores",))[1]
+        for i, info in enumerate(infos):
+            fed, true = info.scores.double().softmax(-1), place([p.soft[i] for p in part])
+            kl = torch.where(true > 0, true * (true.clamp_min(1e-300).log() - fed.log()), 0.).sum(-1).mean().item()
+            rows.append(dict(hops=hops, step=i + 1, mass=round((fed * (true > 0)).sum(-1).mean().item(), 4), kl=round(kl, 4),
+                             entropy=round(-(fed * fed.log()).nansum(-1).mean().item(), 4), open=round((true > 0).sum(-1).double().mean().item(), 2)))
+    return rows
+
+
+def at_depths(model, tokenizer):
+    "Larger graphs, of one size at all hops: deeper ones than were learned, too."
+    out = {}
+    for hops in DEPTHS:
+        problems = deep_graphs(hops)
+        free = dict(soft=soft(model, tokenizer, problems, steps=max(DEPTHS)), greedy=soft(model, tokenizer, problems, steps=max(DEPTHS), top_k=1))
+        out[hops] = dict(free, forced=forced(model, tokenizer, problems), trace=trace(model, tokenizer, problems))
+    return out
+
+
+def probed(model, tokenizer, problems):
+    "What replacements of single spans leave, by the probes of the library."
+    found = probe(model, tokenizer, problems[:PROBED], dict(think=Think(max_tokens=MOST, end="</think>")), max_new_tokens=MOST + 3)
+    return dict(rows=found.rows(), verdict=found.verdict())
+
+
+def run(name, seed, rate, few=False):
+    "Train one model and score it."
+    arm, problems = ARMS[name], held_out(validate=few)
+    training_graphs() if arm.kind == "coconut" else rows_of(arm.kind)  # not part of the training's time
+    began = time.process_time()
+    trainer, model, tokenizer = trainer_of(name, seed, rate, arm.steps)
     trainer.train()
-    seconds, losses = time.time() - began, [round(h["loss"], 4) for h in trainer.state.log_history if "loss" in h]
-    model.eval()
-    found = dict(arm=name, seed=seed, rate=rate, steps=options.steps, width=options.width, seconds=round(seconds, 1), device=options.device,
-                 losses=losses, curve=look.curve, valid=scores(arm, model, tokenizer, valid))
-    return found if options.tune else found | dict(test=scores(arm, model, tokenizer, test))
+    spent = time.process_time() - began
+    losses = [round(h["loss"], 4) for h in trainer.state.log_history if "loss" in h]
+    found = dict(arm=name, seed=seed, rate=rate, steps=arm.steps, cpu_seconds=round(spent, 1), losses=losses[3::4],
+                 scores=decoded(arm, model.eval(), tokenizer, problems, few))
+    if few or arm.decoder not in ("soft", "tokens"): return found
+    ways = dict(soft={}, greedy=dict(top_k=1))
+    found |= dict(trace=trace(model, tokenizer, problems), depths=at_depths(model, tokenizer),
+                  file={k: soft(model, tokenizer, file_problems(), **way) for k, way in ways.items()})
+    return found | (dict(probe=probed(model, tokenizer, problems)) if arm.decoder == "soft" else {})
 
 
 # --------------------------------------------------------------------------------------------------------- record
-def header(valid, test, graphs):
+def header():
     "What is the same for all runs."
-    return dict(what="ProsQA, a name per node: ways to train, scored on the real test file", arms={k: dict(about=a.about, decoder=a.decoder, args=a.args) for k, a in ARMS.items()},
-                model=dict(layers=LAYERS, heads=HEADS), graphs=graphs, batch=BATCH, warmup=WARMUP,
-                rules=dict(valid=TASK.rules(valid), test=TASK.rules(test)), valid=len(valid), test=len(test),
-                versions={k: version(k) for k in ("torch", "transformers")} | dict(python=platform.python_version()), tuning=[], runs=[])
+    describe = lambda a: dict(about=a.about, decoder=a.decoder, cost=a.cost, steps=a.steps, args=a.args)
+    config = dict(nodes=TASK.size, edges=[*EDGES], hops=[TASK.min_steps, TASK.max_steps], graphs=GRAPHS, heldout=HELD, width=WIDTH, layers=list(LAYERS), heads=HEADS, batch=BATCH,
+                  warmup=WARMUP, budget=BUDGET, deep=dict(nodes=DEEP, edges=[*DEEP_EDGES], graphs=PER_DEPTH, depths=list(DEPTHS)))
+    rules = dict(heldout=TASK.rules(held_out()), file=TASK.rules(file_problems()), **{f"{k} hops": TASK.rules(deep_graphs(k)) for k in DEPTHS})
+    tokenizer = TASK.tokenizer(256)
+    return dict(what="ProsQA, small graphs, a name per node: ways to think", arms={k: describe(a) for k, a in ARMS.items()}, config=config, rules=rules,
+                vocabulary=len(tokenizer), parameters=sum(p.numel() for p in make_model(0, tokenizer).parameters()),
+                versions={k: version(k) for k in ("torch", "transformers")} | dict(python=platform.python_version()),
+                hardware=dict(machine=platform.machine(), threads=1), tuning=[], runs=[])
 
 
-def best_rate(record, name, options):
-    "The learning rate that is best on validation problems."
-    found = {r["rate"]: r["valid"][ARMS[name].decoder] for r in record["tuning"] if (r["arm"], r["width"], r["steps"]) == (name, options.width, options.steps)}
-    return max(found, key=found.get) if found else None
+@contextmanager
+def opened(path, fresh):
+    "The record, in order."
+    with records.opened(path, fresh) as record:
+        yield record
+        for part in ("tuning", "runs"): record[part].sort(key=lambda r: (list(ARMS).index(r["arm"]), r["rate"], r["seed"]))
 
 
-def jobs(options, record):
-    "What is to be done, the cheap arms first."
-    part, seeds = ("tuning", [100]) if options.tune else ("runs", options.seeds)
-    done = {(r["arm"], r["seed"], r["rate"], r["width"], r["steps"]) for r in record[part]}
+def tuned(path, name):
+    "Mean over the tuning seeds by (rate, decoder), for rates that all of them have."
+    own = ARMS[ARMS[name].rate_of or name].decoder
+    ways, found = TOKENS if own == "tokens" else (own,), {}
+    for r in known(path, "tuning"):
+        for way in ways if r["arm"] == (ARMS[name].rate_of or name) else (): found.setdefault((r["rate"], way), []).append(r["scores"][way])
+    return {key: sum(x) / len(x) for key, x in found.items() if len(x) == len(TUNED)}
+
+
+def wanted(found):
+    "Learning rates that are still to be tried: the next one, too, where the best is at the edge."
+    tried = sorted({rate for rate, _ in found})
+    if left := [rate for rate in RATES if rate not in tried]: return left
+    best = max(found, key=found.get)[0]
+    return [2 * best] if best == tried[-1] else [best / 2] if best == tried[0] else []
+
+
+def missing(path, part, *key): return not any((r["arm"], r["seed"], r["rate"]) == key for r in known(path, part))
+
+
+def add(path, part, fresh, found):
+    "A finished run, into the record."
+    with opened(path, fresh) as record: record[part].append(found)
+    print(*(found[k] for k in ("arm", "seed", "rate", "cpu_seconds", "losses", "scores")), flush=True)
+
+
+def tune(path, names, fresh):
+    "Learning rates, on validation graphs."
+    for name in (n for n in names if not ARMS[n].rate_of):
+        while left := wanted(tuned(path, name)):
+            for seed in TUNED:
+                if missing(path, "tuning", name, seed, left[0]): add(path, "tuning", fresh, run(name, seed, left[0], few=True))
+
+
+def confirm(path, names, seeds, fresh):
+    "The runs that the record lacks."
     for seed in seeds:
-        for name in options.arms or ARMS:
-            rates = options.rates or RATES if options.tune else [best_rate(record, name, options)]
-            if None in rates: raise SystemExit(f"{name} is not tuned yet at width {options.width} and {options.steps} steps; run it with --tune first.")
-            yield from ((name, seed, rate) for rate in rates if (name, seed, rate, options.width, options.steps) not in done)
+        for name in names:
+            if wanted(found := tuned(path, name)): raise SystemExit(f"{name} is not tuned yet; run it with --tune first.")
+            rate = max(found, key=found.get)[0]
+            if missing(path, "runs", name, seed, rate): add(path, "runs", fresh, run(name, seed, rate))
 
 
-def work(job, index, options, sets, valid, test):
-    "One run, in a process of its own."
-    if time.time() + options.margin > options.until: return
-    torch.set_num_threads(1); transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
-    name, seed, rate = job
-    found = run(name, seed, rate, sets[ARMS[name].kind], valid, test, options)
-    with opened(options.record, {}) as record: record["tuning" if options.tune else "runs"].append(found)
-    print(name, seed, rate, f"{found['seconds']} s", found["valid"], found.get("test", ""), flush=True)
-
-
-def spread(todo, options, *rest):
-    "At most so many processes at once, each of which lives for one run: a broken one takes no other with it."
-    fork, running = get_context("fork"), []
-    for i, job in enumerate(todo):
-        while sum(p.is_alive() for p in running) >= options.workers: time.sleep(.2)
-        running.append(fork.Process(target=work, args=(job, i, options, *rest)))
-        running[-1].start()
-    for p in running: p.join(max(1., options.until + 20 - time.time()))
-    for p in running: p.kill()
+def costs(names, steps=6):
+    "CPU time of a step in teacher-forced ones: medians of interleaved runs."
+    spent = {name: [] for name in names}
+    for _ in range(3):
+        for name in names:
+            trainer = trainer_of(name, 0, 1e-3, steps)[0]
+            if ARMS[name].kind == "coconut": trainer.train_dataset.set_epoch(STAGE * 2); trainer.train_dataset.set_epoch = lambda epoch: None  # the stage in the middle
+            began = time.process_time(); trainer.train(); spent[name].append((time.process_time() - began) / steps)
+    middle = {name: sorted(x)[len(x) // 2] for name, x in spent.items()}
+    for name, x in middle.items(): print(name, f"{x:.3f} s,", f"{x / middle['discrete']:.2f} of a teacher-forced step")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("arms", nargs="*", metavar="ARM", help=", ".join(ARMS))
-    add("--tune", action="store_true"); add("--seeds", type=int, nargs="+", default=list(range(8))); add("--rates", type=float, nargs="+")
-    add("--steps", type=int, default=STEPS); add("--width", type=int, default=WIDTH); add("--graphs", type=int, default=GRAPHS)
-    add("--device", default="cpu", choices=["cpu", "cuda"]); add("--workers", type=int, default=1)
-    add("--seconds", type=float, default=1e9, help="end after so long"); add("--margin", type=float, default=0., help="seconds that a run takes: none is begun later")
-    add("--record", type=Path, default=ROOT / "results/graphs.json")
-    options = parser.parse_args()
-    if wrong := set(options.arms) - set(ARMS): parser.error(f"unknown arm {min(wrong)}; there are {', '.join(ARMS)}.")
-    options.until = time.time() + options.seconds
-    valid, test, train = file_problems("valid"), file_problems("test"), training_problems(options.graphs, os.cpu_count())
-    kinds = {ARMS[name].kind for name in options.arms or ARMS}
-    sets = {kind: ChainDataset(train, TASK.tokenizer(192), kind) for kind in kinds}
-    print(f"{len(train)} graphs, {options.seconds - (options.until - time.time()):.0f} s", flush=True)
-    with opened(options.record, header(valid, test, options.graphs)) as record: pass
-    spread(list(jobs(options, record)), options, sets, valid, test)
+    parser.add_argument("arms", nargs="*", metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--tune", action="store_true", help="try the learning rates")
+    parser.add_argument("--cost", action="store_true", help="measure what a step of each arm costs")
+    parser.add_argument("--record", type=Path, default=ROOT / "results/graphs.json")
+    args = parser.parse_args()
+    if wrong := set(args.arms) - set(ARMS): parser.error(f"unknown arm {min(wrong)}; there are {', '.join(ARMS)}.")
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
+    names = args.arms or list(ARMS)
+    if args.cost: return costs(names)
+    fresh = header()
+    if args.tune: tune(args.record, names, fresh)
+    else: confirm(args.record, names, args.seeds, fresh)
 
 
 if __name__ == "__main__": main()
