@@ -56,13 +56,13 @@ class Arm:
 
 
 ARMS = dict(
-    soft=Arm("all nodes that a walk may have reached, teacher-forced", "soft", "soft"),
-    guided=Arm("one shortest path, guidance 1 to 0: mixtures fed", "hard", "soft", args=FALLING),
+    soft=Arm("all nodes that a walk may have reached, teacher-forced", "soft", "soft", 1.1),
+    guided=Arm("one shortest path, guidance 1 to 0: mixtures fed", "hard", "soft", 1.9, args=FALLING),
     discrete=Arm("one shortest path, teacher-forced", "hard", "tokens"),
-    argmax=Arm("one shortest path, the same schedule as coins: the likeliest token fed", "hard", "tokens", args=dict(FALLING, guidance_coins=True, top_k=1), rate_of="guided"),
-    coconut=Arm("Coconut: last hidden state, curriculum", "coconut", "hidden", args=OWN, mixer=HiddenMixer()),
-    pause=Arm("pause tokens fed, the labels of `soft`", "pause", "pause", rate_of="soft"),
-    none=Arm("no chain", "none", "none", rate_of="discrete"),
+    argmax=Arm("one shortest path, the same schedule as coins: the likeliest token fed", "hard", "tokens", 1.9, args=dict(FALLING, guidance_coins=True, top_k=1), rate_of="guided"),
+    coconut=Arm("Coconut: last hidden state, curriculum", "coconut", "hidden", 3.7, args=OWN, mixer=HiddenMixer()),
+    pause=Arm("pause tokens fed, the labels of `soft`", "pause", "pause", 1.1, rate_of="soft"),
+    none=Arm("no chain", "none", "none", .9, rate_of="discrete"),
 )
 
 
