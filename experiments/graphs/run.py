@@ -15,11 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch, transformers
-from transformers import GenerationConfig, Lfm2Config, Lfm2ForCausalLM
+from transformers import GenerationConfig, Lfm2Config, Lfm2ForCausalLM, LogitsProcessorList, SuppressTokensLogitsProcessor
 
 from soft_decoding import (
     ChainDataset, CoconutRows, HiddenMixer, ProsQA, SoftTrainer, SoftTrainingArguments, State, Think, accuracy, plain_mixer, probe,
-    prompt_batch, soft_rollout)
+    prompt_batch, soft_generate, soft_rollout)
 from soft_decoding.recipes import FixedSteps
 from soft_decoding.trainer import SoftCollator
 
@@ -178,21 +178,52 @@ def forced(model, tokenizer, problems, steps=None, **options):
 
 
 @torch.no_grad()
-def by_tokens(model, tokenizer, problems, n, beams=False):
-    "The answer that most of `n` drawn chains give, or that `n` beams do, by their probability."
+def votes(model, tokenizer, problems, n, beams=False):
+    "For each problem, answers and their shares: of `n` drawn chains, or of `n` beams by their probability."
     torch.manual_seed(0)
     how = dict(num_beams=n, do_sample=False, length_penalty=0.) if beams else dict(do_sample=True, top_k=0)
-    right = []
+    found = []
     for part in (problems[i:i + 100] for i in range(0, len(problems), 100)):
         ids = prompt_batch(part, tokenizer)
         out = model.generate(**ids, num_return_sequences=n, max_new_tokens=MOST + 3, return_dict_in_generate=True, output_scores=beams, **how)
         weights = out.sequences_scores.view(-1, n).softmax(-1).tolist() if beams else [[1 / n] * n] * len(part)
         texts = tokenizer.batch_decode(out.sequences[:, ids["input_ids"].shape[1]:], skip_special_tokens=True)
-        for i, (p, weight) in enumerate(zip(part, weights)):
-            votes = Counter()
-            for text, w in zip(texts[i * n:], weight): votes[text.rpartition("</think>")[2].strip()] += w
-            right.append(p.check(votes.most_common(1)[0][0]))
-    return share(right)
+        for i, weight in enumerate(weights):
+            found.append(Counter())
+            for text, w in zip(texts[i * n:], weight): found[-1][text.rpartition("</think>")[2].strip()] += w
+    return found
+
+
+def by_tokens(*given, **options):
+    "Share of problems of which the answer with most votes is right."
+    return share([p.check(found.most_common(1)[0][0]) for p, found in zip(given[2], votes(*given, **options))])
+
+
+def soft_answers(model, tokenizer, problems, **options):
+    "For each problem, answers and their probabilities, behind as many soft steps as hops."
+    names, end, found = tokenizer.convert_ids_to_tokens(range(len(tokenizer))), [tokenizer.convert_tokens_to_ids("</think>")], {}
+    for hops, part in by_hops(problems).items():
+        out = soft_generate(model, **prompt_batch(part, tokenizer), tokenizer=tokenizer, think=FixedSteps(hops, end), max_new_tokens=hops + 2,
+                            return_dict_in_generate=True, output_scores=True, **options)
+        for p, dist in zip(part, out.scores[-1].double().softmax(-1).tolist()): found[id(p)] = Counter(dict(zip(names, dist)))
+    return [found[id(p)] for p in problems]
+
+
+def calibration(answers, problems, bins=10):
+    "Share right, mean confidence, expected calibration error, Brier score (0 to 2) of answers with their probabilities."
+    best = [found.most_common(1)[0] for found in answers]
+    right, sure = [p.answer == answer for p, (answer, _) in zip(problems, best)], [w for _, w in best]
+    gaps = [0.] * bins
+    for r, w in zip(right, sure): gaps[min(int(w * bins), bins - 1)] += w - r
+    brier = [sum(w * w for w in found.values()) - 2 * found[p.answer] + 1 for p, found in zip(problems, answers)]
+    mean = lambda x: round(sum(x) / len(problems), 4)
+    return dict(right=mean(right), sure=mean(sure), ece=mean([abs(g) for g in gaps]), brier=mean(brier))
+
+
+def calibrated(model, tokenizer, problems):
+    "How far answers can be trusted, by decoder."
+    ways = dict(soft=soft_answers(model, tokenizer, problems), greedy=soft_answers(model, tokenizer, problems, top_k=1), votes_16=votes(model, tokenizer, problems, 16))
+    return {name: calibration(found, problems) for name, found in ways.items()}
 
 
 def paused(model, tokenizer, problems):
@@ -216,14 +247,17 @@ def decoded(arm, model, tokenizer, problems, few=False):
     return out if few else out | dict(forced=forced(model, tokenizer, problems), beams_4=by_tokens(model, tokenizer, problems, 4, beams=True))
 
 
+def open_ended(tokenizer): return LogitsProcessorList([SuppressTokensLogitsProcessor([tokenizer.convert_tokens_to_ids("</think>")])])
+
+
 @torch.no_grad()
 def trace(model, tokenizer, problems):
     "Per number of hops and step: the share of what is fed that lies on reachable nodes, and its divergence from the walks."
-    rows = []
+    rows, go_on = [], open_ended(tokenizer)
     place = lambda dists: torch.tensor([[d.get(w, 0.) for w in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))] for d in dists]).double()
     for hops, part in by_hops(problems).items():
         prompts = prompt_batch(part, tokenizer)
-        infos = soft_rollout(model, State.start(model, **prompts), hops, trace_k=0, keep=("scores",))[1]
+        infos = soft_rollout(model, State.start(model, **prompts), hops, trace_k=0, keep=("scores",), processors=go_on)[1]
         for i, info in enumerate(infos):
             fed, true = info.scores.double().softmax(-1), place([p.soft[i] for p in part])
             kl = torch.where(true > 0, true * (true.clamp_min(1e-300).log() - fed.log()), 0.).sum(-1).mean().item()
@@ -233,12 +267,12 @@ def trace(model, tokenizer, problems):
 
 
 def at_depths(model, tokenizer):
-    "Larger graphs, of one size at all hops: deeper ones than were learned, too."
+    "Larger graphs, of one size at all hops: deeper ones than were learned, too. Forced steps are kept from the end of thinking."
     out = {}
     for hops in DEPTHS:
         problems = deep_graphs(hops)
         free = dict(soft=soft(model, tokenizer, problems, steps=max(DEPTHS)), greedy=soft(model, tokenizer, problems, steps=max(DEPTHS), top_k=1))
-        out[hops] = dict(free, forced=forced(model, tokenizer, problems), trace=trace(model, tokenizer, problems))
+        out[hops] = dict(free, forced=forced(model, tokenizer, problems, logits_processor=open_ended(tokenizer)), trace=trace(model, tokenizer, problems))
     return out
 
 
@@ -261,7 +295,7 @@ def run(name, seed, rate, few=False):
                  scores=decoded(arm, model.eval(), tokenizer, problems, few))
     if few or arm.decoder not in ("soft", "tokens"): return found
     ways = dict(soft={}, greedy=dict(top_k=1))
-    found |= dict(trace=trace(model, tokenizer, problems), depths=at_depths(model, tokenizer),
+    found |= dict(trace=trace(model, tokenizer, problems), calibration=calibrated(model, tokenizer, problems), depths=at_depths(model, tokenizer),
                   file={k: soft(model, tokenizer, file_problems(), **way) for k, way in ways.items()})
     return found | (dict(probe=probed(model, tokenizer, problems)) if arm.decoder == "soft" else {})
 
