@@ -188,7 +188,13 @@ def _chat_row(row, tokenizer, think):
 # %% ../nbs/03a_trainer.ipynb #03asilent
 def _is_silent(message):
     "Whether a message is empty: no text, no call of a tool, nothing else that a template could show."
-    return not any(value for name, value in message.items() if name not in ("role", "name"))
+    return not any(_says(value) for name, value in message.items() if name not in ("role", "name"))
+
+def _says(value):
+    "Whether there is text in it, at any depth; numbers, such as weights, and the types of parts are none."
+    if isinstance(value, dict): return any(_says(x) for name, x in value.items() if name != "type")
+    if isinstance(value, (list, tuple)): return any(map(_says, value))
+    return isinstance(value, str) and value != ""
 
 # %% ../nbs/03a_trainer.ipynb #7042d579
 def _turns(row, tokenizer):

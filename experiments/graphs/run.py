@@ -194,9 +194,10 @@ def votes(model, tokenizer, problems, n, beams=False):
     return found
 
 
-def by_tokens(*given, **options):
+def by_tokens(model, tokenizer, problems, n, beams=False):
     "Share of problems of which the answer with most votes is right."
-    return share([p.check(found.most_common(1)[0][0]) for p, found in zip(given[2], votes(*given, **options))])
+    found = votes(model, tokenizer, problems, n, beams)
+    return share([p.check(answers.most_common(1)[0][0]) for p, answers in zip(problems, found)])
 
 
 def soft_answers(model, tokenizer, problems, **options):
