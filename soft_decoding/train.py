@@ -200,6 +200,12 @@ def _span(batch, agree=None):
     first, last = where[0], where[-1]
     return (first, last) if agree is None else (int(-agree(-first)), int(agree(last)))
 
+# %% ../nbs/03_train.ipynb #03mostsf
+def _most_soft(guidance, agree=None):
+    "How many positions of a row are not wholly led, at most; under `agree`, in all processes."
+    most = int((guidance.guidance_alpha < 1).sum(-1).max())
+    return most if agree is None else int(agree(most))
+
 # %% ../nbs/03_train.ipynb #03ontokn
 def _on_tokens(model, ids, mask=None):
     "Logits `(b, t, v)` on true tokens: the model's own forward, or behind virtual tokens that have none."
@@ -573,7 +579,7 @@ def _values(model, batch, guidance, plugs, passes, tolerance, log, agree=None):
     "The fed vectors `(b, t, d)` without a graph: from passes, whole or in windows, or a rollout in time."
     span, changes, runs, settled = _span(batch, agree), [], 0, False
     if passes is None and tolerance is None: return _in_time(model, batch, guidance, plugs, span)[0]
-    state, exact, logits = _teacher_forced(model, batch, guidance), span[1] - span[0] + 1, None
+    state, exact, logits = _teacher_forced(model, batch, guidance), _most_soft(guidance, agree), None
     limit = min(exact, (PASSES if passes is None else passes) - 1)
     if limit == 0: return state.soft.to_embeds(model.get_input_embeddings())
     while runs < limit and not settled and not _hopeless(changes, tolerance, limit):
@@ -601,8 +607,7 @@ def parallel_engine(
     feed = FusedFeed(model, loss if isinstance(loss, StepLoss) else None)
     state, info = soft_passes(model, state, 1, guidance=guidance, grad=True, feed=feed, **plugs)
     value, fed = loss(info.logits) if feed.value is None else feed.value, state.soft.embeds
-    first, last = _span(batch, agree)
-    most = min(batch.input_ids.shape[1] - 1, last - first + 2)
+    most = _most_soft(guidance, agree) + 1
     hops = most if hops is None else min(hops, most)
     feedback = (fed * _hop(value, fed, inputs, hops, tolerance, log, agree).detach()).sum()
     _record(log, model, batch, inputs, info.step.entropy)
