@@ -129,7 +129,7 @@ def evaluate(
     seeds: int = 1,  # How many, from 0 on (1)
     out: str = None,  # JSONL file for the records; the same command again resumes it
     json: str = None,  # File for the table, the differences and the settings
-    plot: str = None,  # Draw accuracy against cost into this .png, .svg or .pdf
+    plot: str = None,  # Draw accuracy and cost into this .png, .svg or .pdf
     batch_size: int = 16,  # Problems decoded together (16)
     progress: bool = False,  # Show a progress bar
     no_seconds: bool = False,  # Leave the time out of the table
@@ -231,7 +231,7 @@ def _write(path, found):
 def _draw(found, path):
     "The figure as a file."
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(9 if len(found.names) > 12 else 8, 3.6), layout="constrained")
-    found.plot(figure.subplots(1, 2, sharey=True))
+    figure = Figure(layout="constrained")
+    found.plot(figure)
     try: figure.savefig(path, dpi=150)
     except OSError as e: raise ValueError(f"`--plot` {path} cannot be written ({e.strerror or e}).") from e

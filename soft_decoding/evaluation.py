@@ -702,45 +702,38 @@ class Differences(list):
     def _repr_markdown_(self): return str(self.table())
 
 # %% ../nbs/10_eval.ipynb #666a274a
-_COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#000000"
-_MARKERS = "osD^vP*X<>"
-
 @patch
 def plot(
     self: Comparison,
-    axes=None,  # Two matplotlib axes; None makes a figure
-):  # Both axes
-    "Accuracy against tokens, and against passes of the model, with intervals; `generate` in grey."
+    figure=None,  # A matplotlib figure, which is made as large as the rows need; None: a new one of pyplot
+):  # Its two axes
+    "Accuracy with its interval, and what it costs in tokens and passes of the model, a row per decoder; `generate` in grey."
     import matplotlib.pyplot as plt
-    rows, many = self.rows(), len(self.names) > 12
-    size = (9 if many else 8, 3.6)
-    if axes is None: _, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
-    places = {cost: _apart([r[cost] for r in rows]) for cost in ("tokens", "passes")}
-    for i, r in enumerate(rows):
-        plain = self.settings.get(f"{r['decoder']}, door") == "'generate'"
-        color, marker = "0.55" if plain else _COLORS[i % len(_COLORS)], _MARKERS[i % len(_MARKERS)]
+    rows = self.rows()
+    if figure is None: figure = plt.figure(layout="constrained")
+    figure.set_size_inches(5.4, .25 * len(rows) + 1.3)
+    axes = figure.subplots(1, 2, sharey=True, gridspec_kw=dict(width_ratios=(3, 2)))
+    for y, r in enumerate(rows):
+        color = "0.55" if self.settings.get(f"{r['decoder']}, door") == "'generate'" else "#0072B2"
         spread = [[max(0., r["accuracy"] - r["low"])], [max(0., r["high"] - r["accuracy"])]]
-        for ax, place in zip(axes, places.values()):
-            ax.errorbar(place[i], r["accuracy"], spread, ls="", capsize=2, lw=.8, ms=5, color=color,
-                        marker=marker, label=r["decoder"])
-    axes[0].set(ylabel="accuracy", xlabel="tokens per problem")
-    axes[1].set(xlabel="passes of the model per problem")
-    for ax in axes: _log_axis(ax)
-    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False,
-                          fontsize=7 if many else 9, ncols=2 if many else 1)
+        axes[0].errorbar(r["accuracy"], y, xerr=spread, marker="o", capsize=2, lw=1, ms=4, color=color)
+        for cost, fill in (("tokens", "white"), ("passes", color)):
+            axes[1].plot(r[cost], y, marker="o", ls="", ms=5 if cost == "tokens" else 3, mfc=fill, color=color)
+    _label(figure, axes, [r["decoder"] for r in rows])
     return axes
 
 # %% ../nbs/10_eval.ipynb #02b5623f
-def _apart(costs):
-    "Costs that are nearly equal, set side by side within an eighth."
-    near = lambda c, others: sum(abs(c / d - 1) < .1 for d in others)
-    return [c * 1.12 ** (near(c, costs[:i]) / near(c, costs)) for i, c in enumerate(costs)]
-
-def _log_axis(ax):
+def _label(figure, axes, names):
+    "Decoders at the left, from top to bottom; costs on a log axis, and what the two kinds of dots are."
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-    ax.set_xscale("log"); ax.grid(alpha=.2)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1., 2., 5.)))
-    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}")); ax.xaxis.set_minor_formatter(NullFormatter())
+    axes[0].set(xlabel="accuracy", yticks=range(len(names)), yticklabels=names, ylim=(len(names) - .4, -.6))
+    axes[0].tick_params("y", labelsize=8)
+    axes[1].set(xlabel="per problem", xscale="log")
+    axes[1].xaxis.set_major_locator(LogLocator(subs=(1., 2., 5.)))
+    axes[1].xaxis.set_major_formatter(StrMethodFormatter("{x:g}")); axes[1].xaxis.set_minor_formatter(NullFormatter())
+    for ax in axes: ax.grid(alpha=.2)
+    dots = [axes[1].plot([], [], marker="o", ls="", color="0.3", mfc=fill, ms=ms)[0] for fill, ms in (("white", 5), ("0.3", 3))]
+    figure.legend(dots, ["tokens", "passes"], loc="outside upper right", ncols=2, frameon=False, fontsize=8)
 
 # %% ../nbs/10_eval.ipynb #0a6b2061
 @patch

@@ -24,11 +24,15 @@ def skipper(fn, cfg, force):
     return skip
 
 
+NOT_FOR_READERS = re.compile(r'[^\n]*it/s\]\n?|[^\n]*(?:Future|Deprecation)Warning: [^\n]*\n(?:  [^\n]*\n)?')  # bars, and news of releases
+
+
 def tidy(cell):
-    "Keep of each printed line what a terminal would still show, without the folders of this machine, and drop what is then empty."
+    "Keep of each printed line what a terminal would still show, without bars, news of releases, and the folders of this machine; drop what is then empty."
     for o in cell.outputs:
         if o.output_type == 'stream':
-            lines = [re.sub(r'[^\n]*\r(?!\n)', '', line) for line in ''.join(o.text).splitlines(True)]
+            text = NOT_FOR_READERS.sub('', ''.join(o.text))
+            lines = [re.sub(r'[^\n]*\r(?!\n)', '', line) for line in text.splitlines(True)]
             o['text'] = [re.sub(r'/\S*/site-packages/', '', line) for line in lines]
     cell['outputs'] = [o for o in cell.outputs if o.output_type != 'stream' or ''.join(o.text).strip()]
 
