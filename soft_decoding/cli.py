@@ -662,22 +662,26 @@ def _encode(model, tokenizer, text, o):
     return ids
 
 # %% ../nbs/11_cli.ipynb #1eb56b86
+def _plugs(o):
+    "What the options, or a recipe, plug into the decoder."
+    from soft_decoding import Think
+    cold = {} if o.patience is None else dict(patience=o.patience)
+    return o.made or dict(
+        sampling=o.sampling, answer_sampling=o.answer_sampling, do_sample=o.sample,
+        think=Think(o.think_start, o.think_end, o.think, o.entropy_threshold, **cold))
+
 def _decode(model, tokenizer, prompts, lines, o, **kwargs):
     "Softly decode a left-padded batch of lists of ids; each row draws from its own generator."
     import torch
     if o.engine: return model.decode(tokenizer, prompts, lines, o)
-    from soft_decoding import Think, soft_generate
+    from soft_decoding import soft_generate
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
     width, device = max(map(len, prompts)), model.device
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    cold = {} if o.patience is None else dict(patience=o.patience)
     generator = [torch.Generator(device).manual_seed(row_seed(o.seed, n)) for n in lines]
-    plugs = o.made or dict(
-        sampling=o.sampling, answer_sampling=o.answer_sampling, do_sample=o.sample,
-        think=Think(o.think_start, o.think_end, o.think, o.entropy_threshold, **cold))
     try: return soft_generate(
-        model, ids, mask, **plugs, snap=o.snap, tokenizer=tokenizer, max_new_tokens=o.max_new_tokens,
+        model, ids, mask, **_plugs(o), snap=o.snap, tokenizer=tokenizer, max_new_tokens=o.max_new_tokens,
         pad_token_id=pad, generator=generator, num_beams=1, num_return_sequences=1, **kwargs)
     except ValueError as e:
         if "remove_invalid_values" not in str(e): raise
@@ -793,20 +797,19 @@ def _settings(model, tokenizer, o):
     return dict(known, mixing=o.learned.config, learned=fingerprint(o.learned))
 
 # %% ../nbs/11_cli.ipynb #48259a0e
-def _records(out, tokenizer, rows, prompts, lines):
-    "What is kept of `rows` of a batch."
+def _records(out, tokenizer, rows, prompts, lines, think):
+    "What is kept of `rows` of a batch that was decoded under a think policy."
+    from soft_decoding.evaluation import after_span
     trace = out.trace
     for row in rows:
         n = int((trace.phase[:, row] != 4).sum())  # `Phase.DONE`
         ids, phases = trace.token[:n, row].tolist(), trace.phase[:n, row].tolist()
-        after = next((i for i, p in enumerate(phases) if p == 3), n)  # `Phase.ANSWER`
-        if set(phases) == {0}: after = 0  # `Phase.WAIT`: no span was opened, so all of it is the answer
         read = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
         spans = [[_PHASES[p], len(list(g))] for p, g in groupby(phases)]
         prompt, given = prompts[lines[row]]
         head = dict(line=lines[row]) if given is None else dict(line=lines[row], id=given)
         yield dict(head, prompt=prompt, text=read(ids),
-                   answer=read(ids[after:]), soft_tokens=phases.count(1), tokens=ids,
+                   answer=read(after_span(ids, phases, think)), soft_tokens=phases.count(1), tokens=ids,
                    entropies=[round(e, 6) if e == e else None for e in trace.entropy[:n, row].tolist()],
                    phases=spans)
 
@@ -822,7 +825,7 @@ def _run_batch(model, tokenizer, journal, prompts, batch, bad, o):
     if all(n in journal.done for n in lines): return
     out = _decode(model, tokenizer, list(ids.values()), lines, o)
     new = [row for row, n in enumerate(lines) if n not in journal.done]
-    journal.append(list(_records(out, tokenizer, new, prompts, lines)))
+    journal.append(list(_records(out, tokenizer, new, prompts, lines, _plugs(o).get("think"))))
 
 # %% ../nbs/11_cli.ipynb #ada067f2
 def _report(o, bad, line, error):
@@ -851,8 +854,8 @@ def _run_file(model, tokenizer, o):
 # %% ../nbs/11_cli.ipynb #0624c03d
 def _same_input(journal, prompts, o):
     "How many records are there already; raise if the prompts have changed since."
-    for n, prompt in journal.done.items():
-        if prompts.get(n, (None,))[0] != prompt:
+    for n, held in journal.done.items():
+        if prompts.get(n) != held:
             raise ValueError(f"`--input` {o.input}, line {n} is not what it was when {o.output} was begun; "
                              "choose another --output.")
     return len(journal.done)

@@ -8,6 +8,7 @@ __all__ = ['TRAIN_DEFAULTS', 'ADAPTERS', 'RUN_FILE', 'NOT_SETTINGS', 'NOT_OF_MOD
 # %% ../nbs/12_cli_train.ipynb #15761e67
 import hashlib, inspect, json, os, shlex, shutil, sys, warnings
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from glob import escape
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,7 +94,7 @@ def _refuse_kind(kind):
 def _check_least(o):
     "Refuse numbers that are too small."
     least = dict(steps=1, batch_size=1, accumulate=1, eval_every=1, save_every=1, eval_rows=0, hops=0,
-                 passes=1, lora=1, virtual_tokens=1, kl_weight=0, max_length=2, generations=1, completion=1,
+                 passes=1, lora=1, virtual_tokens=1, kl_weight=0, max_length=2, generations=1 + (o.stage == "rl"), completion=1,
                  iterations=1, think_tokens=1, epsilon=0, soft_epsilon=0, tolerance=0)
     for k, low in least.items():
         value = getattr(o, k)
@@ -106,6 +107,8 @@ def _check_needs(o):
     "Refuse options that do nothing as they stand."
     if o.lora_targets and not o.lora:
         raise ValueError("`--lora_targets` does nothing without --lora, the rank; add it.")
+    if o.freeze and _kind(o):
+        raise ValueError("`--freeze` does nothing with --lora or --adapter, which leave all of the model as it is; leave it out.")
     if o.kl_weight and not _kind(o):
         raise ValueError("`--kl_weight` holds an adapted model to its own base; add --adapter.")
     if not 0 <= o.seed < 2 ** 32: raise ValueError(f"`--seed` must be from 0 to {2 ** 32 - 1}, got {o.seed}.")
@@ -377,10 +380,21 @@ def _cache_of(path):
     return str(Path(config.HF_DATASETS_CACHE) / "soft_decoding" / _digest(path)[:24])
 
 # %% ../nbs/12_cli_train.ipynb #a55b813d
-def _rows(o):
+def _sources(o):
+    "The rows of --data and of --eval_data, as they are stored."
+    return {option: _read(where, o, option) for option in ("data", "eval_data") if (where := getattr(o, option))}
+
+def _looked_at(o, sources, look):
+    "What `look` makes of the rows, in the order of their file; its complaints name the file."
+    def seen(option, rows):
+        try: return look(rows)
+        except (ValueError, TypeError) as e: raise ValueError(f"`--{option}` {getattr(o, option)}: {e}") from e
+    return {option: seen(option, rows) for option, rows in sources.items()}
+
+def _parts(o, sources):
     "Rows to learn from and rows to evaluate on (None for none)."
-    rows = _read(o.data, o, "data")
-    if o.eval_data: return rows, _read(o.eval_data, o, "eval_data")
+    rows = sources["data"]
+    if o.eval_data: return rows, sources["eval_data"]
     held = min(o.eval_rows, len(rows) // 10)
     if not held: return rows, None
     parts = rows.train_test_split(test_size=held, seed=o.seed)
@@ -515,18 +529,20 @@ def _train_shipped(o):
 # %% ../nbs/12_cli_train.ipynb #6f156d46
 def _train_data(o):
     "Fine-tune a model on text."
-    from soft_decoding.trainer import SoftTrainer, freeze
-    learn, test = _rows(o)
-    model, tokenizer = load_model(o.model, o.dtype, "cpu", o.trust_remote_code)  # the trainer moves it
-    _check_room(model, o)
-    if o.freeze: freeze(model, *[part.strip() for part in o.freeze.split(",")])
+    from soft_decoding.trainer import SoftTrainer, encode_rows
+    sources, dropped = _sources(o), []
+    model, tokenizer = _to_train(o)
+    encode = partial(encode_rows, tokenizer=tokenizer, dropped=dropped if o.drop_unusable else None,
+                     think=(o.think_start, o.think_end), max_length=o.max_length, context=_room(model, o))
+    learn, test = _parts(o, _looked_at(o, sources, encode))
     args = _arguments(o, eval_strategy="no" if test is None else "steps", eval_steps=o.eval_every)
+    _made_folder(Path(o.output))
     trainer = SoftTrainer(model, args, train_dataset=learn, eval_dataset=test, processing_class=tokenizer,
                           peft_config=_adapter(o))
     trained = sum(p.numel() for p in trainer.soft.parameters() if p.requires_grad)
     learn, test = trainer.train_dataset, trainer.eval_dataset
     _check_marks(learn, tokenizer, o)
-    out = f", {len(trainer.dropped)} left out" if trainer.dropped else ""
+    out = f", {len(dropped)} left out" if dropped else ""
     _say(trainer, f"{len(learn)} rows to learn from, {0 if test is None else len(test)} to evaluate on{out}; "
                   f"{trained:,} numbers are trained.")
     _finish(_with_lines(trainer), o)
@@ -546,6 +562,22 @@ def _adapter(o):
     return getattr(peft, ADAPTERS[kind])(**sizes, task_type="CAUSAL_LM")
 
 # %% ../nbs/12_cli_train.ipynb #12ad0005
+def _to_train(o):
+    "The model, without what is to be left alone, and its tokenizer."
+    from soft_decoding.trainer import freeze
+    model, tokenizer = load_model(o.model, o.dtype, "cpu", o.trust_remote_code)  # the trainer moves it
+    _check_room(model, o)
+    if o.freeze: freeze(model, *[part.strip() for part in o.freeze.split(",")])
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(f"`--freeze` {o.freeze} leaves nothing to train; name fewer parts.")
+    return model, tokenizer
+
+def _room(model, o):
+    "Tokens that a row may have beside the virtual ones; None: any."
+    from soft_decoding.rollout import text_room
+    room = text_room(model)
+    return None if room is None else room - (o.virtual_tokens or 0)
+
 def _check_room(model, o):
     "Refuse to start from an adapter, and virtual tokens that leave the context no place for text."
     from soft_decoding.rollout import context_length
@@ -594,10 +626,14 @@ def reward_of(
 
 # %% ../nbs/12_cli_train.ipynb #12rl0006
 def _answered(completions, answer, **kwargs):
-    "1 where the completion's answer is the row's."
-    from soft_decoding.tasks import check_answer
+    "1 where the completion ends in the row's answer, read and compared as `soft_eval` does."
     text = lambda c: c if isinstance(c, str) else c[-1]["content"]
-    return [float(check_answer(text(c), str(a))) for c, a in zip(completions, answer)]
+    return [float(_asked_for(a).check(text(c))) for c, a in zip(completions, answer)]
+
+def _asked_for(answer):
+    "A problem with this answer, whatever was asked."
+    from soft_decoding.tasks import load_problems
+    return load_problems([dict(prompt="?", answer=answer)])[0]
 
 # %% ../nbs/12_cli_train.ipynb #12rl0007
 def _rewarded_args(o, evaluates):
@@ -629,12 +665,11 @@ def _rewarded(o, model, tokenizer, learn, test, reward):
 # %% ../nbs/12_cli_train.ipynb #12rl0008
 def _train_rewarded(o):
     "Learn from rewards: the shipped model on its sums, or any model on rows with prompts."
-    from soft_decoding.trainer import freeze
-    if o.data is None: learn, test = _shipped_rows()
-    else: learn, test = (None if x is None else _prompted(x, o) for x in _rows(o))
-    model, tokenizer = load_model(o.model, o.dtype, "cpu", o.trust_remote_code)
-    _check_room(model, o)
-    if o.freeze: freeze(model, *[part.strip() for part in o.freeze.split(",")])
+    sources = _looked_at(o, _sources(o), partial(_prompted, o=o))
+    model, tokenizer = _to_train(o)
+    begun = _looked_at(o, sources, partial(_begun, model=model, tokenizer=tokenizer, o=o))
+    learn, test = _parts(o, begun) if begun else _shipped_rows()
+    _made_folder(Path(o.output))
     trainer = _rewarded(o, model, tokenizer, learn, test, reward_of(o.reward))
     trained = sum(p.numel() for p in trainer.soft.parameters() if p.requires_grad)
     held = 0 if test is None else len(test)
@@ -655,17 +690,26 @@ def _shipped_rows():
 
 # %% ../nbs/12_cli_train.ipynb #12rl0010
 def _prompted(rows, o):
-    "Rows with a prompt, and with the answer where the reward looks for it."
+    "Rows with a prompt, and with an answer that can be compared where the reward looks for it."
     column, has = o.answer_column or "answer", ", ".join(rows.column_names)
     if "prompt" not in rows.column_names:
-        raise ValueError(f"`--data` {o.data} has no column 'prompt'; name it with --prompt_column; "
-                         f"it has {has}.")
+        raise ValueError(f"it has no column 'prompt'; name it with --prompt_column; it has {has}.")
     if o.answer_column and column not in rows.column_names:
-        raise ValueError(f"`--data` {o.data} has no column {column!r}; it has {has}.")
+        raise ValueError(f"it has no column {column!r}; it has {has}.")
     if o.reward == "answer" and column not in rows.column_names:
-        raise ValueError(f"`--reward answer` needs a column {column!r}; name it with --answer_column; "
-                         f"{o.data} has {has}.")
-    return _renamed(rows, o.data, "data", answer=column) if column in rows.column_names else rows
+        raise ValueError(f"`--reward answer` needs a column {column!r}; name it with --answer_column; it has {has}.")
+    if column in rows.column_names: rows = _renamed(rows, o.data, "data", answer=column)
+    for i, answer in enumerate(rows["answer"] if o.reward == "answer" else []):
+        try: _asked_for(answer)
+        except ValueError as e: raise ValueError(f"Row {i}: {str(e).partition(': ')[2]}") from e
+    return rows
+
+def _begun(rows, model, tokenizer, o):
+    "The rows, if completions can begin with all of their prompts."
+    from soft_decoding.rl_trainer import check_prompts
+    room = _room(model, o)
+    check_prompts(rows, tokenizer, None if room is None or room <= o.completion else room - o.completion)
+    return rows
 
 # %% ../nbs/12_cli_train.ipynb #12rl0011
 def _plot(trainer, o):

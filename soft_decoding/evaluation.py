@@ -522,6 +522,7 @@ def compare(
     common = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     arms = [make_arm(name, settings, tokenizer, common) for name, settings in decoders.items()]
     _check_compare(arms, seeds, max_new_tokens, batch_size)
+    _check_prompts(model, tokenizer, problems, chat)
     if (notes := filter_differences(arms)) and not quiet and state.is_main_process: print(*notes, sep="\n")
     ids, options = problem_ids(problems), dict(budget=max_new_tokens, chat=chat)
     parts = [slice(i, i + batch_size) for i in range(0, len(ids), batch_size)]
@@ -545,6 +546,13 @@ def _bar(units, progress):
     if not progress: return units
     from fastprogress import progress_bar
     return progress_bar(units, leave=False)
+
+def _check_prompts(model, tokenizer, problems, chat):
+    "Refuse a prompt that leaves the context no place for a reply."
+    if (limit := context_length(model)) is None: return
+    for i, problem in enumerate(problems, 1):
+        if (n := prompt_batch([problem], tokenizer, chat=chat)["input_ids"].shape[1]) >= limit:
+            raise ValueError(f"Problem {i} of {len(problems)} has a prompt of {n} tokens, which leaves no room in the context of {limit}; leave it out.")
 
 def _check_compare(arms, seeds, budget, batch_size):
     if not arms: raise ValueError("`decoders` is empty: give at least one, such as `BASELINES`.")

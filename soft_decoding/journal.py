@@ -16,8 +16,8 @@ from fastcore.basics import patch
 def by_line(
     record: dict,  # Of a file of prompts
 ) -> tuple:  # Its key, and what is remembered of it
-    "The line of the prompt, and the prompt."
-    return record["line"], record["prompt"]
+    "The line of the prompt; the prompt, and its id where it has one."
+    return record["line"], (record["prompt"], record.get("id"))
 
 # %% ../nbs/09b_journal.ipynb #eb61d18c
 class Journal:

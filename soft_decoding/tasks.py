@@ -745,7 +745,8 @@ def _said(text):
     return _expression(clause) or _in_prose(after if _NUMBER.search(after) else plain, 0)
 
 # %% ../nbs/09_tasks.ipynb #09words0
-_WORD = re.compile(r"(?<!\w)-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w)|\w+")
+_NAMED = r"\w+(?:\++|#(?![#\w])|-(?![\w-]))?"  # a word, and the sign that makes another of it: C++, C#, A-
+_WORD = re.compile(rf"(?<!\w)-?(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?(?!\w)|{_NAMED}")
 
 def _words(text):
     "The words of a text, numbers in one form."
@@ -815,7 +816,7 @@ def said(
     if self.kind == "digits": return "".join((re.findall(r"\d(?: ?\d)*", text) or [""])[-1].split()) or None
     text = re.sub(r"<[^<>]*>", " ", text)
     if self.kind == "words": return _last_words(text, len(_words(self.answer)))
-    return (re.findall(r"\w+", text) or [None])[-1]
+    return (re.findall(_NAMED, text) or [None])[-1]
 
 # %% ../nbs/09_tasks.ipynb #e731c93b
 @patch
@@ -922,8 +923,10 @@ def _row_problem(where, row, prompt, answer, template):
             raise ValueError(f"{where}: `{name}` must be text or a number, got a {type(row[name]).__name__}.")
     text, (gold, marks) = str(row[prompt]), _gold(where, answer, str(row[answer]).strip())
     kind = "number" if parse_number(gold) is not None else "words" if len(_words(gold)) > 1 else "word"
-    return Problem(text if template is None else _ask(template, text), gold, group=str(row.get("group", "")),
+    made = Problem(text if template is None else _ask(template, text), gold, group=str(row.get("group", "")),
                    kind=kind, record=dict(row), **marks)
+    if made.said(gold): return made
+    raise ValueError(f"{where}: `{answer}` {gold!r} has no word or number that a reply could be compared with.")
 
 def _gold(where, name, text):
     "The right answer in a column: what follows `####` if there is one, as in GSM8K, and what led to it."

@@ -117,7 +117,11 @@ def _text_row(row, tokenizer, think):
     has = lambda name: row.get(name) is not None
     talks = has("messages") or isinstance(row.get("prompt"), (list, tuple))
     if talks: return _chat_row(row, tokenizer, think)
-    if has("prompt") and has("completion"): return _completion_row(row, tokenizer, think)
+    pair = has("prompt") and has("completion")
+    for name in ("prompt", "completion") if pair else ("text",):
+        if has(name) and not isinstance(row[name], str):
+            raise ValueError(f"`{name}` must be text, got {type(row[name]).__name__}.")
+    if pair: return _completion_row(row, tokenizer, think)
     if not has("text"):
         raise ValueError("It needs `prompt` and `completion`, `messages`, `text` or `input_ids`, got "
                          f"{', '.join(map(str, row)) or 'nothing'}.")
@@ -201,6 +205,9 @@ def _turns(row, tokenizer):
     "Ids of a conversation, where the assistant speaks in them, and whether it has the last word."
     before, after = (), row.get("messages")
     if after is None: before, after = row["prompt"], row["completion"]
+    if not all(isinstance(m, dict) for m in (after if isinstance(after, (list, tuple)) else [after])):
+        raise ValueError("It must be messages throughout, with `role` and `content`, got "
+                         f"{type(after).__name__} where the reply is.")
     talk, first = [*before, *after], len(before)
     speaks = [i for i, m in enumerate(talk) if i >= first and m["role"] == "assistant"]
     if not speaks:
@@ -331,12 +338,12 @@ def _encoded_lazily(rows, encode, dropped):
 def _unusable(bad, dropped, n):
     "Raise for rows that cannot be used, or put them with those left out."
     if not bad: return
-    (i, why), others = bad[0], ", ".join(str(i) for i, _ in bad[1:])
-    more = f" Nor can these rows be used: {others} ({len(bad)} of {n} in all)." if others else ""
+    (i, why), named = bad[0], lambda rows: ", ".join(str(i) for i, _ in rows[:10]) + ", ..." * (len(rows) > 10)
+    more = f" Nor can these rows be used: {named(bad[1:])} ({len(bad)} of {n} in all)." if bad[1:] else ""
     if dropped is None: raise ValueError(f"Row {i} of the data: {why}{more}")
     if len(bad) == n: raise ValueError(f"None of the {n} rows can be used. Row 0 of the data: {why}")
     dropped += bad
-    warnings.warn(f"{len(bad)} of {n} rows are left out: {', '.join(str(i) for i, _ in bad)}. Row {i}: {why}")
+    warnings.warn(f"{len(bad)} of {n} rows are left out: {named(bad)}. Row {i}: {why}")
 
 # %% ../nbs/03a_trainer.ipynb #2e5185a7
 class EncodedRows(torch.utils.data.Dataset):
