@@ -1299,6 +1299,8 @@ def train(
     **kwargs,  # Of `Trainer.train`
 ):  # The Trainer's output
     "Train, from the beginning or from a checkpoint."
+    if not any(p.requires_grad for p in self.model.parameters()):
+        raise ValueError("Nothing of `model` is trained: all of its parameters are frozen.")
     if resume_from_checkpoint is True: resume_from_checkpoint = self._newest()
     elif not resume_from_checkpoint: self._warn_of_others()
     if resume_from_checkpoint:
