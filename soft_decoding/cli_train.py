@@ -514,6 +514,7 @@ def _train_shipped(o):
     set_seed(o.seed)
     model, data, few = _new_model(), ChainDataset(learn, tokenizer, seed=o.seed), test[:400]
     args = _arguments(o, weight_decay=.01, adam_beta2=.99, dataloader_drop_last=True)
+    _made_folder(Path(o.output))
     trainer = SoftTrainer(model, args, train_dataset=data, data_collator=data.collate,
                           processing_class=tokenizer)
     _say(trainer, f"{len(learn)} problems to learn from, {len(test)} others to test on; "

@@ -925,7 +925,7 @@ def _row_problem(where, row, prompt, answer, template):
     kind = "number" if parse_number(gold) is not None else "words" if len(_words(gold)) > 1 else "word"
     made = Problem(text if template is None else _ask(template, text), gold, group=str(row.get("group", "")),
                    kind=kind, record=dict(row), **marks)
-    if made.said(gold): return made
+    if kind == "number" or made.said(gold): return made
     raise ValueError(f"{where}: `{answer}` {gold!r} has no word or number that a reply could be compared with.")
 
 def _gold(where, name, text):

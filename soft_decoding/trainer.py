@@ -205,9 +205,9 @@ def _turns(row, tokenizer):
     "Ids of a conversation, where the assistant speaks in them, and whether it has the last word."
     before, after = (), row.get("messages")
     if after is None: before, after = row["prompt"], row["completion"]
-    if not all(isinstance(m, dict) for m in (after if isinstance(after, (list, tuple)) else [after])):
+    if not isinstance(after, (list, tuple)) or not all(isinstance(m, dict) for m in (*before, *after)):
         raise ValueError("It must be messages throughout, with `role` and `content`, got "
-                         f"{type(after).__name__} where the reply is.")
+                         f"{type(after).__name__} where the last ones are.")
     talk, first = [*before, *after], len(before)
     speaks = [i for i, m in enumerate(talk) if i >= first and m["role"] == "assistant"]
     if not speaks:
