@@ -799,7 +799,7 @@ def _settings(model, tokenizer, o):
 # %% ../nbs/11_cli.ipynb #48259a0e
 def _records(out, tokenizer, rows, prompts, lines, think):
     "What is kept of `rows` of a batch that was decoded under a think policy."
-    from soft_decoding.evaluation import after_span
+    from soft_decoding.think import after_span
     trace = out.trace
     for row in rows:
         n = int((trace.phase[:, row] != 4).sum())  # `Phase.DONE`

@@ -626,10 +626,9 @@ def reward_of(
     return found[name]
 
 # %% ../nbs/12_cli_train.ipynb #12rl0006
-def _answered(completions, answer, **kwargs):
-    "1 where the completion ends in the row's answer, read and compared as `soft_eval` does."
-    text = lambda c: c if isinstance(c, str) else c[-1]["content"]
-    return [float(_asked_for(a).check(text(c))) for c, a in zip(completions, answer)]
+def _answered(after_span, answer, **kwargs):
+    "1 where what follows the span ends in the row's answer, read and compared as `soft_eval` does."
+    return [float(_asked_for(a).check(text)) for text, a in zip(after_span, answer)]
 
 def _asked_for(answer):
     "A problem with this answer, whatever was asked."
@@ -648,7 +647,7 @@ def _rewarded_args(o, evaluates):
         max_completion_length=o.completion, temperature=o.temperature, top_k=o.top_k or None, top_p=o.top_p,
         min_p=o.min_p, think_start=o.think_start, think_end=o.think_end, think_tokens=o.think_tokens)
     weights = dict(
-        epsilon=o.epsilon, soft_epsilon=o.soft_epsilon, beta=o.kl_weight or 0., entropy_coef=o.beta)
+        epsilon=o.epsilon, soft_epsilon=o.soft_epsilon, beta=o.kl_weight or 0., entropy_coef=-o.beta)
     return SoftGRPOConfig(
         o.output, **batches, **drawing, **weights, gradient_checkpointing=o.checkpointing, use_cpu=o.cpu,
         seed=o.seed, save_strategy="steps", save_steps=o.save_every, save_total_limit=2,
@@ -768,7 +767,7 @@ def train(
     top_k: int = None,  # Of the fed mixtures; 0 is off (0; with rl 10, shipped kind 5)
     top_p: float = None,  # Of the fed mixtures
     min_p: float = None,  # Of the fed mixtures
-    beta: float = 0.,  # Weight of the entropy of the predictions (0)
+    beta: float = 0.,  # Weight of the entropy in the loss: above 0 sharpens predictions, below 0 keeps them open (0)
     steps: int = None,  # Optimizer steps (1000; shipped kind 800)
     batch_size: int = None,  # Rows per step and process (8; shipped kind 256)
     accumulate: int = 1,  # Batches per optimizer step (1)

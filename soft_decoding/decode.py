@@ -471,8 +471,9 @@ def through_generate(
     tokenizer, stops = rest.pop("tokenizer", None) or bound.get("tokenizer"), rest.pop("stop_strings", None)
     bound["think"] = bound_think(given["think"], tokenizer)
     criteria, config = rest.get("stopping_criteria"), rest.get("generation_config")
-    rest["stopping_criteria"] = _user_criteria(criteria, stops, config, tokenizer)
-    return given["model"].generate(**rest, custom_generate=partial(door, **bound))
+    configs = config, given["model"].generation_config
+    rest["stopping_criteria"] = _user_criteria(criteria, stops, configs, tokenizer)
+    return given["model"].generate(**rest, stop_strings=None, custom_generate=partial(door, **bound))
 
 # %% ../nbs/02c_decode.ipynb #7febcef6
 def soft_generate(
@@ -495,7 +496,7 @@ def soft_generate(
     do_sample: bool | None = None,  # Read-outs are drawn instead of the argmax
     generator: torch.Generator | list | None = None,  # One for all rows, or one per row
     streamer=None,  # Gets prompt and read-outs as they come, such as a `TextStreamer`
-    stop_strings: str | list | None = None,  # Texts that finish a row; needs `tokenizer`
+    stop_strings: str | list | None = None,  # Texts that finish a row; needs `tokenizer`; None: the checkpoint's; [] is off
     tokenizer=None,  # For `stop_strings`, text in `think`, and text in the trace
     generation_config=None,  # A `GenerationConfig` of one's own; explicit arguments go before it
     stopping_criteria=None,  # More rules that finish rows
@@ -524,7 +525,8 @@ def soft_generate(
         if state is not None and input_ids is None: _count_on(config, state, model.generation_config)
         if rare := _rare_filters(config):  # they run among transformers' warpers, and so must ours
             config.update(**_in_config_words(sampling, rare[0])); sampling = None
-        criteria = _user_criteria(stopping_criteria, stop_strings, generation_config, tokenizer)
+        configs = generation_config, model.generation_config
+        criteria = _user_criteria(stopping_criteria, stop_strings, configs, tokenizer)
         decode = partial(
             soft_decode, sampling=sampling, answer_sampling=answer_sampling, read_sampling=read_sampling,
             mixer=mixer, snap=snap, think=bound_think(think, tokenizer), generator=generator, streamer=stream,
@@ -591,10 +593,11 @@ def _in_config_words(sampling, rare):
                 top_p=1. if sampling.top_p is None else sampling.top_p, min_p=sampling.min_p or 0.)
 
 # %% ../nbs/02c_decode.ipynb #9ab605cb
-def _user_criteria(criteria, stop_strings, config, tokenizer):
-    "The user's stopping rules; `generate` would look for the tokenizer of `stop_strings` in vain."
+def _user_criteria(criteria, stop_strings, configs, tokenizer):
+    "The user's stopping rules, or a checkpoint's; `generate` would look for the tokenizer of `stop_strings` in vain."
     criteria = StoppingCriteriaList(criteria or [])
-    stop_strings = stop_strings or getattr(config, "stop_strings", None)
+    asked = [stop_strings, *(getattr(config, "stop_strings", None) for config in configs)]
+    stop_strings = next((x for x in asked if x is not None), None)
     if not stop_strings: return criteria
     if tokenizer is None: raise ValueError("`stop_strings` needs `tokenizer=`, the tokenizer of the model.")
     return StoppingCriteriaList([*criteria, StopStringCriteria(tokenizer, stop_strings)])

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'FILTERS', 'Arm', 'make_arm', 'arm_filters', 'filter_differences', 'problem_ids', 'row_generators',
-           'RowSampler', 'Reply', 'by_generate', 'by_soft_generate', 'by_soft_beams', 'after_span', 'majority',
-           'answer_batch', 'processes', 'Ledger', 'described', 'run_settings', 'compare', 'Table', 'as_table',
-           'Comparison', 'Differences']
+           'RowSampler', 'Reply', 'by_generate', 'by_soft_generate', 'by_soft_beams', 'majority', 'answer_batch',
+           'processes', 'Ledger', 'described', 'run_settings', 'compare', 'Table', 'as_table', 'Comparison',
+           'Differences']
 
 # %% ../nbs/10_eval.ipynb #29353dd9
-import inspect, json, os, time, warnings
+import hashlib, inspect, json, os, sys, time, warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,7 +34,7 @@ from .soft_beam import soft_beam_decode
 from .soft_embed import HiddenMixer, norm_mixer, plain_mixer
 from .stats import cluster_bootstrap, holm, mcnemar, pass_at_k, share_interval
 from .tasks import Problem, load_problems, parse_number, prompt_batch
-from .think import Think, Within, span_of
+from .think import Think, after_span, span_of
 
 # %% ../nbs/10_eval.ipynb #c0061a5d
 BASELINES = {
@@ -76,11 +77,14 @@ def make_arm(
 ) -> Arm:
     "A decoder from its settings."
     options, common = dict(settings), common or {}
+    if odd := [k for k in common if k not in FILTERS]: raise TypeError(f"there is no option {odd[0]!r}; for all decoders there are {', '.join(FILTERS)}.")
     if taken := [k for k in _SHARED if k in options]:
         raise ValueError(f"decoder {name!r}: `{taken[0]}` is not a setting of one decoder; leave it out.")
     votes, soft = options.pop("votes", 1), options.pop("soft", True)
     if soft not in (True, False): raise ValueError(f"decoder {name!r}: `soft` must be True or False, got {soft!r}.")
     if "recipe" in options: options = _recipe_options(options, tokenizer, common)
+    if "sampling" in options and (twice := [k for k in FILTERS if k in options]):
+        raise ValueError(f"decoder {name!r}: `sampling` and `{twice[0]}` say the same thing twice; give one of them.")
     if "sampling" not in options:
         options["sampling"] = Sampling(**{k: options.pop(k, common.get(k)) for k in FILTERS})
     door = "generate" if not soft else "soft_beam_decode" if "beams" in options else "soft_generate"
@@ -295,17 +299,6 @@ def _traced_replies(model, arm, trace, inputs, budget):
                              _ended(model, arm, ids, prompt, budget)))
     return replies
 
-# %% ../nbs/10_eval.ipynb #5ea030bd
-def after_span(
-    ids: list,  # Read-outs of one row
-    phases: list,  # Phase of each step
-    think=None,  # The policy; None: there is no span
-) -> list:  # Ids; none where the span never closed
-    "The answer: what was said after the think span, or all of it where there is no span."
-    if Phase.ANSWER in phases: return ids[phases.index(Phase.ANSWER):]
-    endless = think is None or isinstance(think, Within) and span_of(think) is None
-    return ids if endless or set(phases) <= {Phase.WAIT, Phase.DONE} else []
-
 # %% ../nbs/10_eval.ipynb #2677d607
 def majority(
     problem: Problem,  # Whose answer it is
@@ -472,18 +465,38 @@ def _rewrite(path, records):
 def described(
     value,  # A setting
 ) -> str:
-    "A setting as text: classes with their fields, modules by their weights, functions by name."
+    "A setting as text: classes with their fields, modules by their weights, functions by name, or by their code where they have none."
+    if hasattr(value, "__array__"): return _described_numbers(torch.as_tensor(value))
+    if isinstance(value, partial): return f"partial({', '.join(map(described, (value.func, list(value.args), value.keywords)))})"
     if isinstance(value, torch.nn.Module): return f"{type(value).__name__} {fingerprint(value)}"
     if isinstance(value, dict): return f"{{{', '.join(f'{k}: {described(v)}' for k, v in value.items())}}}"
     if isinstance(value, (list, tuple, set)):
         text = ", ".join(map(described, value))
         return f"[{text}]" if len(text) < 200 else f"[{len(value)} items, {row_seed(text):x}]"
     if is_dataclass(value): shown = {f.name: getattr(value, f.name) for f in fields(value)}
-    elif isinstance(value, type) or callable(value) and hasattr(value, "__name__"): return value.__name__
+    elif isinstance(value, type) or callable(value) and hasattr(value, "__name__"): return _described_function(value)
     elif type(value).__repr__ is object.__repr__:
         shown = {k: v for k, v in vars(value).items() if not k.startswith("_")}
     else: return repr(value)
     return f"{type(value).__name__}({', '.join(f'{k}={described(v)}' for k, v in shown.items())})"
+
+# %% ../nbs/10_eval.ipynb #10descr0
+def _described_numbers(x):
+    "A tensor by its shape, dtype and bytes."
+    digest = hashlib.sha256(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:12]
+    return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)} {digest}"
+
+def _described_function(f):
+    "The name of what can be imported; of other functions also what they do, and what they have taken along."
+    found, code = getattr(sys.modules.get(f.__module__), f.__name__, None), getattr(f, "__code__", None)
+    if code is None or found is f and f.__module__ != "__main__": return f.__name__
+    held = [x for cell in f.__closure__ or () if (x := cell.cell_contents) is not f]
+    return f"{f.__name__} {row_seed(*_of_code(code), described([held, f.__defaults__, f.__kwdefaults__])):x}"
+
+def _of_code(code):
+    "What a function does, without places in files and memory."
+    plain = lambda c: [*_of_code(c)] if hasattr(c, "co_code") else sorted(map(repr, c)) if isinstance(c, frozenset) else repr(c)
+    return code.co_code.hex(), code.co_names, [plain(c) for c in code.co_consts]
 
 # %% ../nbs/10_eval.ipynb #9241d74c
 def run_settings(model, tokenizer, problems, arms, *, budget, batch_size, chat, seeds) -> dict:
@@ -747,5 +760,6 @@ def _label(figure, axes, names):
 @patch
 def to_dict(self: Comparison) -> dict:
     "Rows, differences from the first decoder, notes and settings, as JSON takes them."
-    return dict(rows=self.rows(), differences=[*self.differences()], notes=self.notes, settings=self.settings,
-                seeds=self.seeds)
+    several = len(self.names) > 1 and len(set(self.groups.values())) > 1  # else nothing can be tested
+    return dict(rows=self.rows(), differences=[*self.differences()] if several else [], notes=self.notes,
+                settings=self.settings, seeds=self.seeds)

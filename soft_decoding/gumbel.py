@@ -10,13 +10,14 @@ __all__ = ['gumbel_noise', 'Mixer', 'GumbelMixer', 'concrete_log_prob', 'anneal'
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .dist import TokenDist, exponential_noise, noise_rows
-from .soft_embed import SoftToken, mix_embeds, plain_mixer
+from .soft_embed import SoftToken, mix_embeds, plain_mixer, table_size
 
 # %% ../nbs/04_gumbel.ipynb #f2c183ff
 def gumbel_noise(
@@ -273,7 +274,7 @@ def _over(x, rate):
 @dataclass
 class GaussianMixer(Mixer):
     "The plain mixture's vector with normal noise."
-    sigma: float | None = None  # Standard deviation per coordinate; None: a third of the table's RMS
+    sigma: float | None = None  # Standard deviation per coordinate; None: a third of the RMS of the embedding's outputs
     embedding: nn.Module | None = None  # None: that of the step
     reads_apart = True
 
@@ -318,8 +319,21 @@ def divergence(self: GaussianMixer, dist: TokenDist, other: TokenDist, draw: dic
 @patch
 def _spread(self: GaussianMixer):
     "Standard deviation per coordinate."
-    if self.sigma is not None: return self.sigma
-    return float(self._last.weight.detach().float().square().mean().sqrt()) / 3
+    return _rms(self._last) / 3 if self.sigma is None else self.sigma
+
+# %% ../nbs/04_gumbel.ipynb #04rms000
+_known_rms = WeakKeyDictionary()  # Embedding -> versions of its weights, and what came out then
+
+@torch.no_grad()
+def _rms(embedding, chunk=8192):
+    "Root mean square of what an embedding gives, with its scaling and its adapters."
+    versions = [0 if p.is_inference() else p._version for p in embedding.parameters()]
+    if _known_rms.get(embedding, (None,))[0] == versions: return _known_rms[embedding][1]
+    device, rows = next(embedding.parameters()).device, table_size(embedding)
+    ids = torch.arange(rows, device=device).split(chunk)
+    squares = [embedding(part[None]).float().square().mean(-1).sum().item() for part in ids]
+    _known_rms[embedding] = versions, (sum(squares) / rows) ** .5
+    return _known_rms[embedding][1]
 
 # %% ../nbs/04_gumbel.ipynb #f83ffecc
 @dataclass
@@ -366,7 +380,7 @@ class MoIMixer(Mixer):
     "The distribution blended with a token drawn from it."
     beta: float = 1.  # How much the token counts beyond its share by entropy, from 0 to 1e15
     top: int = 20  # Entries behind the entropy, at least 2
-    rebuilds = True
+    rebuilds = by_width = True
 
     def __post_init__(self):
         if not 0 <= self.beta <= 1e15:

@@ -19,7 +19,7 @@ from .cli import DEFAULTS, EXPECTED, SHIPPED
 from .cli_eval import NAMES, named_decoder
 from .decode import soft_generate
 from .dist import Sampling
-from .evaluation import FILTERS, after_span
+from .evaluation import FILTERS
 from .journal import row_seed
 from .recipes import RECIPES, check_recipe, recipe, shortly
 from .rollout import Phase

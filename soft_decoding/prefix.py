@@ -9,6 +9,7 @@ __all__ = ['add_think_tokens', 'think_then_answer']
 import torch
 from torch import Tensor
 
+from .rollout import Phase
 from .decode import SoftOutput, bound_think, soft_generate
 from .soft_embed import table_size
 from .think import Think
@@ -59,7 +60,7 @@ def think_then_answer(
     input_ids: Tensor,  # Prompt `(b, t)`, left-padded
     attention_mask: Tensor | None = None,  # 0 at pads, `(b, t)`
     *,
-    think: Think,  # With a budget; until it is over, the adapter also answers rows whose span closed earlier
+    think: Think,  # With a budget; until the last span of a batch is over, the adapter also answers rows whose span closed earlier
     max_new_tokens: int = 32,  # Tokens at most, of thinking and answer
     tokenizer=None,  # For markers in text
     **options,  # Of `soft_generate`, the same for both
@@ -70,7 +71,14 @@ def think_then_answer(
     think, whole = bound_think(think, tokenizer), table_size(model.get_input_embeddings())
     same = dict(options, think=think, tokenizer=tokenizer)
     same.update(input_ids=input_ids, attention_mask=attention_mask)
-    span = min(think.max_tokens + len(think.end or ()), max_new_tokens)
-    thought = soft_generate(model, **dict(same, max_new_tokens=span, trace_k=whole)).trace  # all that is fed
-    same.update(max_new_tokens=max_new_tokens, replay=thought)
+    span = max_new_tokens if think.start else min(think.max_tokens + len(think.end or ()), max_new_tokens)
+    first = dict(same, max_new_tokens=span, trace_k=whole, streamer=None, return_dict_in_generate=True)
+    thought = soft_generate(model, **first).trace  # all that is fed
+    same.update(max_new_tokens=max_new_tokens, replay=thought.steps(_until_closed(thought)))
     with model.disable_adapter(): return soft_generate(model, **same)
+
+# %% ../nbs/07_prefix.ipynb #07until0
+def _until_closed(trace):
+    "Steps until no row of a trace thinks any more, or has its end marker injected."
+    inside = ((trace.phase == Phase.THINK) | (trace.phase == Phase.END)).any(-1).nonzero()
+    return int(inside.max()) + 1 if len(inside) else 0

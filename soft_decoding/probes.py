@@ -18,13 +18,13 @@ from torch import Tensor
 from .cache import cache_of, replace_cache
 from .decode import eval_mode, soft_generate, unwrap
 from .dist import TokenDist
-from .evaluation import Arm, Table, after_span, as_table, make_arm, problem_ids, row_generators
+from .evaluation import Arm, Table, as_table, make_arm, problem_ids, row_generators
 from .journal import row_seed
-from .rollout import Phase, forward
-from .soft_embed import SoftToken
+from .rollout import Phase, forward, looked_up
+from .soft_embed import SoftToken, off_manifold
 from .stats import cluster_bootstrap, holm, share_interval
 from .tasks import Problem, load_problems, prompt_batch
-from .think import Think, Within, span_of
+from .think import Think, Within, after_span, span_of
 from .trace import SoftTrace
 
 # %% ../nbs/10a_probes.ipynb #9b6c541e
@@ -234,6 +234,7 @@ def probe(
     "Replace what the span was fed, and see what is left of the answers."
     model, problems = unwrap(model), load_problems(task)
     arm = make_arm("probed", settings, tokenizer, filters)
+    _check_once(arm)
     names = _asked(what, arm)
     gold = gold or (lambda p: gold_text(p, arm.options["think"]))
     with eval_mode(model), torch.no_grad():
@@ -244,6 +245,11 @@ def probe(
         left = {name: _left(model, tokenizer, arm, spans, name, batch_size, chat, same) for name in names}
     groups = [s.problem.group or s.id for s in spans]
     return Probe(left, groups, len(problems) - len(spans), _mixer_name(arm))
+
+# %% ../nbs/10a_probes.ipynb #10aonce0
+def _check_once(arm):
+    "Refuse votes: one reply of each problem is looked into."
+    if arm.votes > 1: raise ValueError(f"`votes` must be 1 here, where one reply of each problem is looked into, got {arm.votes}.")
 
 # %% ../nbs/10a_probes.ipynb #df9fa8cf
 def _left(model, tokenizer, arm, spans, name, batch_size, chat, same):
@@ -267,16 +273,14 @@ def _batches(lengths, size):
 
 def _removed(model, tokenizer, arm, spans, batch_size, chat, same):
     "The prompt, then the discrete steps of the span, then the answer."
-    bare, parts, used = _without_span(arm), [], max(len(s.token) for s in spans)
-    for i in range(0, len(spans), batch_size):
-        part = spans[i:i + batch_size]
-        inputs = _with_tokens(prompt_batch([s.problem for s in part], tokenizer, chat=chat), part)
-        budget = max(1, same["budget"] - used)
-        nothing = [s.vectors[:0] for s in part]
-        parts.append(replay_spans(model, tokenizer, bare, _emptied(part), nothing, inputs,
-                                  **same | dict(budget=budget)))
-    join = lambda name: [x for p in parts for x in getattr(p, name)]
-    return Left(*map(join, ("correct", "nats", "said")))
+    bare, left = _without_span(arm), [None] * len(spans)
+    for part in _batches([len(s.token) for s in spans], batch_size):
+        some = [spans[i] for i in part]
+        inputs = _with_tokens(prompt_batch([s.problem for s in some], tokenizer, chat=chat), some)
+        answer = dict(budget=max(1, same["budget"] - len(some[0].token)))  # as long as with the span
+        found = replay_spans(model, tokenizer, bare, _emptied(some), [s.vectors[:0] for s in some], inputs, **same | answer)
+        for i, row in zip(part, zip(found.correct, found.nats, found.said)): left[i] = row
+    return Left(*map(list, zip(*left)))
 
 # %% ../nbs/10a_probes.ipynb #422b6695
 def _with_tokens(inputs, part):
@@ -369,7 +373,7 @@ def table(self: Probe) -> Table:
                       f"{r['more'].low:+.2f} to {r['more'].high:+.2f}",
                       "" if r["what"] == "keep" else p(r["holm"])]
     head = ["fed", "right, %", "95 % interval", "nats of gold", "minus keep", "95 % interval", "Holm"]
-    skipped = f"\\n\\n{self.skipped} problems came to no answer." if self.skipped else ""
+    skipped = f"\n\n{self.skipped} problems came to no answer." if self.skipped else ""
     return Table(as_table(head, [*map(line, self.rows())]) + skipped)
 
 # %% ../nbs/10a_probes.ipynb #2a1eefb2
@@ -426,13 +430,15 @@ class Alone:
         return logits.double().softmax(-1)
 
     def measure(self, state) -> dict:
-        "Divergences `(b,)` of the pending mixtures."
+        "Support, cosine and divergences `(b,)` of the pending mixtures, whole ones."
         whole, dist = self.next(state, state.soft), state.soft.dist.top(self.top)
         weights = (dist.probs / dist.probs.sum(-1, keepdim=True)).double()
         one = lambda i: SoftToken(TokenDist.one_hot(dist.ids[:, i], dist.probs.dtype), dist.ids[:, i])
         alone = torch.stack([self.next(state, one(i)) for i in range(weights.shape[-1])], 1)  # (b, k, v)
         apart = js_divergence(whole.unsqueeze(1), alone)
-        return dict(best=apart[:, 0], nearest=apart.masked_fill(weights == 0, torch.inf).amin(-1),
+        fed, embedding = state.soft, self.model.get_input_embeddings()
+        near = off_manifold(fed.dist.top(64), embedding, looked_up(self.model, fed).to_embeds(embedding))
+        return dict(support=fed.dist.perplexity(), cosine=near["cosine"], best=apart[:, 0], nearest=apart.masked_fill(weights == 0, torch.inf).amin(-1),
                     average=js_divergence(whole, (weights.unsqueeze(-1) * alone).sum(1)))
 
 # %% ../nbs/10a_probes.ipynb #a2bc295f
@@ -452,26 +458,25 @@ def look(
     "Measure the mixtures of the soft steps: support, cosine, and what they and their tokens alone predict."
     model, problems = unwrap(model), load_problems(task)
     arm = make_arm("looked at", settings, tokenizer, filters)
+    _check_once(arm)
     if arm.door != "soft_generate": raise ValueError("`settings` must be of a soft decoder without beams.")
     ids, rows = problem_ids(problems), []
     for i in range(0, len(ids), batch_size):
         hook, part = Alone(model, top), slice(i, i + batch_size)
-        out = _decode(model, tokenizer, arm, problems[part], ids[part], seed, max_new_tokens, chat=chat,
-                      select=hook)
-        rows += _looks(out.trace, hook.found)
+        _decode(model, tokenizer, arm, problems[part], ids[part], seed, max_new_tokens, chat=chat, select=hook)
+        rows += _looks(hook.found)
     if not rows: raise ValueError("No step was soft, so there is no mixture to look at.")
     return Looks(rows)
 
 # %% ../nbs/10a_probes.ipynb #5b488e65
-def _looks(trace, found):
+def _looks(found):
     "One dict for each soft step and row."
-    support, cosine, seen = TokenDist(trace.ids, trace.probs).perplexity(), trace.cosine, {}
-    for s, measures in enumerate(found):
+    seen = {}
+    for measures in found:
         if measures is None: continue
         for row in measures["soft"].nonzero()[:, 0].tolist():
             step = seen[row] = seen.get(row, -1) + 1
-            yield dict(step=step, support=support[s, row].item(), cosine=cosine[s, row].item(),
-                       **{k: measures[k][row].item() for k in ("best", "nearest", "average")})
+            yield dict(step=step, **{k: x[row].item() for k, x in measures.items() if k != "soft"})
 
 # %% ../nbs/10a_probes.ipynb #1653d3fa
 @dataclass(repr=False)

@@ -133,7 +133,10 @@ def recipe_span(
                          "give a span, such as `think=Think(max_tokens=16)`.")
     span = Think.of(tokenizer) if think is None else think if tokenizer is None else think.bind(tokenizer)
     span = copy.copy(span)  # `replace` would forget how markers in text are found
-    if span.entropy_threshold is None: vars(span).update(cold_stop)
+    if span.entropy_threshold is not None: return span
+    if span.patience != Think.patience: cold_stop.pop("patience", None)
+    vars(span).update(cold_stop)
+    span.__post_init__()  # checks them
     return span
 
 # %% ../nbs/07a_recipes.ipynb #259bcaa6
@@ -324,6 +327,7 @@ def swireasoning(
 class PushMixer:
     "The mixture, pushed away from its best token by its entropy."  # fu2026selar
     weight: float = 1.  # Of the push, at least 0
+    by_width = True
 
     def __call__(self, dist: TokenDist, ctx) -> SoftToken:
         "The pushed vector; the read-out is that of the plain mixer."
@@ -393,7 +397,7 @@ def thinkrouter(
 def soft_tokens(
     tokenizer,  # For the think markers
     *,
-    sigma: float | None,  # Standard deviation per coordinate; None: a third of the table's RMS
+    sigma: float | None,  # Standard deviation per coordinate; None: a third of the RMS of the embedding's outputs
     temperature: float = .5,  # Of the span
     answer_temperature: float = 1.,  # Of the answer
     think: Think | None = None,  # The span; None: between the model's markers

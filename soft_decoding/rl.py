@@ -307,6 +307,11 @@ def policy_loss(
     stats = dict(clip_fraction_soft=share(draws.soft), clip_fraction_answer=share(~draws.soft))
     return loss * draws.acts, stats
 
+# %% ../nbs/08_rl.ipynb #08softm0
+def _softmax(logits):
+    "Probabilities in float32 or wider: what is compared below may differ by less than bfloat16 can tell."
+    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
 # %% ../nbs/08_rl.ipynb #7199d644
 def support_kl(
     draws: Draws,  # Whose support
@@ -319,8 +324,8 @@ def support_kl(
     both = [sampling.on(x, draws.support, draws) for x in (logits, reference)]
     soft = token_kl(*both) if mixer is None else mixer.divergence(*both, draws.fed.draw)
     if mixer is not None and mixer.reads_apart: soft = soft + token_kl(*both)
-    whole = token_kl(*(TokenDist(None, x.softmax(-1)) for x in (logits, reference)))
-    return torch.where(draws.soft, soft, whole).to(logits.dtype).masked_fill(~draws.acts, 0.)
+    whole = token_kl(*(TokenDist(None, _softmax(x)) for x in (logits, reference)))
+    return torch.where(draws.soft, soft, whole).to(whole.dtype).masked_fill(~draws.acts, 0.)
 
 # %% ../nbs/08_rl.ipynb #08entr00
 def step_entropy(
@@ -331,6 +336,6 @@ def step_entropy(
     "Of what the mixer was given on its support, or of the prediction where a token was fed."
     soft = sampling.on(logits, draws.support, draws).entropy()
     hard = ~draws.soft & draws.acts  # the only steps that need the whole vocabulary
-    told = TokenDist(None, logits[hard].softmax(-1)).entropy()
+    told = TokenDist(None, _softmax(logits[hard])).entropy()
     soft = torch.where(draws.soft & draws.acts, soft, 0.)
     return soft.masked_scatter(hard, told.to(soft.dtype))

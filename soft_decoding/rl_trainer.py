@@ -11,6 +11,7 @@ __all__ = ['SIGNS', 'VALUES', 'SoftGRPOConfig', 'encode_prompts', 'check_prompts
 import asyncio, inspect, math, warnings
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,7 +28,7 @@ from .soft_embed import mix_embeds
 from .gumbel import GumbelMixer
 from .rollout import Phase, State, soft_rollout
 from .decode import bound_think
-from .think import Think
+from .think import Think, after_span
 from .train import evaluating
 from .trainer import SafeTrainer, SafeTrainingArguments, max_over_processes, prompt_ids
 from .rl import (
@@ -186,7 +187,7 @@ def call_rewards(
     n = len(given["prompts"])
     results = [_call(f, given) for f in functions]
     if waiting := [_awaited(f, r) for f, r in zip(functions, results) if inspect.isawaitable(r)]:
-        found = iter(asyncio.run(_together(waiting)))
+        found = iter(_run(_together(waiting)))
         results = [next(found) if inspect.isawaitable(r) else r for r in results]
     return torch.stack([_checked(reward_name(f), r, n) for f, r in zip(functions, results)], 1)
 
@@ -205,6 +206,12 @@ def _failure(function, e):
 
 # %% ../nbs/08a_rl_trainer.ipynb #e07c1bbf
 async def _together(waiting): return await asyncio.gather(*waiting)
+
+def _run(waiting):
+    "What comes of it; where a loop runs already, as in a notebook, in a thread with its own."
+    try: asyncio.get_running_loop()
+    except RuntimeError: return asyncio.run(waiting)
+    with ThreadPoolExecutor(1) as other: return other.submit(asyncio.run, waiting).result()
 
 async def _awaited(function, waiting):
     try: return await waiting
@@ -415,7 +422,7 @@ class SoftGRPOTrainer(SafeTrainer):
         mixer = GumbelMixer(.5) if mixer is None else mixer
         self.plugs = dict(mixer=mixer, sampling=sampling, think=think, reference=reference, judge=judge)
         self.tokenizer, self.last_completions, self.reward_funcs = processing_class, [], []
-        self.generation, self._meter, self._calm, self.rollouts = None, {}, Counter(), rollouts
+        self.rollouts = rollouts
         super().__init__(model, args, list, train_dataset, eval_dataset, processing_class,
                          peft_config=peft_config, **kwargs)
         if self.soft.together: _check_sharded(self)
@@ -427,6 +434,13 @@ class SoftGRPOTrainer(SafeTrainer):
         for frozen in (reference, judge):
             if frozen is not None: frozen.eval().requires_grad_(False).to(self.args.device)
         for hook in (_Boundary, _Epoch): self.add_callback(hook(self))
+
+# %% ../nbs/08a_rl_trainer.ipynb #08abegin
+@patch
+def begin(self: SoftGRPOTrainer):
+    "Forget what an earlier training has left: its place, its generation, the signs it was warned of."
+    SafeTrainer.begin(self)
+    self.generation, self._calm = None, Counter()
 
 # %% ../nbs/08a_rl_trainer.ipynb #08ashrd0
 def _check_sharded(trainer):
@@ -466,13 +480,24 @@ def _reward_list(functions, tokenizers, tokenizer):
 def _as_reward(function, own, tokenizer):
     "A function, a model, or the name of a model as a function."
     if isinstance(function, str):
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-        own = AutoTokenizer.from_pretrained(function) if own is None else own
+        from transformers import AutoModelForSequenceClassification
+        own = _tokenizer_of(function) if own is None else own
         function = AutoModelForSequenceClassification.from_pretrained(function, num_labels=1)
     if isinstance(function, nn.Module) and hasattr(function, "config"):
-        return ModelReward(function, own or tokenizer)
+        if own is None and (place := function.config.name_or_path): own = _tokenizer_of(place)
+        return ModelReward(function, tokenizer if own is None else own)
     if not callable(function): raise TypeError(f"A reward must be a function or a model, got {function!r}.")
     return function
+
+# %% ../nbs/08a_rl_trainer.ipynb #08aowntk
+def _tokenizer_of(place):
+    "The tokenizer that lies beside a reward model."
+    from transformers import AutoTokenizer
+    try: found = AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError): found = None
+    if found is not None and not {*found.get_vocab().values()} <= {*found.all_special_ids}: return found
+    # of a folder without one, transformers makes a tokenizer that knows no word
+    raise ValueError(f"The reward model {place} has no tokenizer beside it: give `reward_processing_classes`.")
 
 # %% ../nbs/08a_rl_trainer.ipynb #6bff6e95
 @patch
@@ -550,8 +575,7 @@ def get_train_dataloader(self: SoftGRPOTrainer):
 def _place(self: SoftGRPOTrainer):
     "Which generation this batch belongs to, and which of its batches it is."
     a, step = self.args, self.state.global_step
-    at = self.__dict__.setdefault("_at", (-1, 0))
-    self._at = (step, at[1] + 1 if at[0] == step else 0)
+    self._at = (step, self._at[1] + 1 if self._at[0] == step else 0)
     micro = step * a.gradient_accumulation_steps + self._at[1]
     every = a.steps_per_generation * a.num_iterations
     return micro // every, micro % every % a.steps_per_generation
@@ -724,9 +748,10 @@ def rewards(
     "Ask the reward functions, and note what they said."
     said, extra = self._said(rows, state, infos), {}
     columns = {k: [row.get(k) for row in rows] for k in rows[0] if k not in ("prompt", "input_ids")}
+    columns = dict(after_span=said.pop("after_span")) | columns
     each = call_rewards(self.reward_funcs, dict(
         columns, **said, trainer_state=self.state, log_extra=extra.__setitem__,
-        log_metric=lambda name, value: self.note({name: value})))
+        log_metric=lambda name, value: self.note({name: value}, len(rows))))
     if bool((lost := each.isnan().all(-1)).any()):
         raise RewardError(f"No reward applies to completion {int(lost.nonzero()[0])}: all returned None.")
     weights = torch.tensor(self.args.reward_weights or [1.] * len(self.reward_funcs), dtype=torch.float64)
@@ -746,25 +771,26 @@ def _kept_rows(said, total, extra):
 # %% ../nbs/08a_rl_trainer.ipynb #e24e8bc0
 @patch
 def _said(self: SoftGRPOTrainer, rows, state, infos):
-    "Prompts, completions and their ids, as reward functions know them."
-    alive = torch.stack([info.phase for info in infos], 1) != Phase.DONE
-    read = state.input_ids[:, -len(infos):]
-    ids = [row[keep].tolist() for row, keep in zip(read.cpu(), alive.cpu())]
+    "Prompts, completions, their ids and what follows the span, as reward functions know them."
+    phases = torch.stack([info.phase for info in infos], 1).cpu()
+    read, alive = state.input_ids[:, -len(infos):].cpu(), phases != Phase.DONE
+    ids = [row[keep].tolist() for row, keep in zip(read, alive)]
+    after = [after_span(row, phase.tolist(), self.soft.think) for row, phase in zip(ids, phases)]
     prompts = [row.get("prompt", row.get("input_ids")) for row in rows]
-    said = dict(prompts=prompts, completions=ids, completion_ids=ids)
+    said = dict(prompts=prompts, completions=ids, completion_ids=ids, after_span=after)
     if self.tokenizer is None: return said
-    texts = [self.tokenizer.decode(x, skip_special_tokens=True) for x in ids]
+    texts, after = ([self.tokenizer.decode(x, skip_special_tokens=True) for x in rows] for rows in (ids, after))
     talks = [not isinstance(p, str) and "prompt" in row for p, row in zip(prompts, rows)]
     answers = [[dict(role="assistant", content=t)] if talk else t for t, talk in zip(texts, talks)]
-    return dict(said, completions=answers)
+    return dict(said, completions=answers, after_span=after)
 
 # %% ../nbs/08a_rl_trainer.ipynb #997fdc19
 @patch
 def _note_rewards(self: SoftGRPOTrainer, each, total, ids, ended):
     "Means for the log."
-    groups = total.view(-1, self.args.num_generations)
-    for function, values in zip(self.reward_funcs, each.T):
-        self.note({f"rewards/{reward_name(function)}/mean": values.nanmean()})
+    groups, n = total.view(-1, self.args.num_generations), len(total)
+    for function, values in zip(self.reward_funcs, each.T):  # of the rows to which it applies
+        self.note({f"rewards/{reward_name(function)}/mean": values.nanmean().nan_to_num()}, int((~values.isnan()).sum()))
     answers, grouped = Counter(x[-1] for x in ids if x), groups.shape[1] > 1
     spread = groups if grouped else total[None]
     self.note({
@@ -772,18 +798,19 @@ def _note_rewards(self: SoftGRPOTrainer, each, total, ids, ended):
         "frac_reward_zero_std": (groups.std(-1) < 1e-8).double().mean() if grouped else 0.,
         "completions/mean_length": sum(map(len, ids)) / len(ids),
         "completions/clipped_ratio": 1. - ended.double().mean(),
-        "completions/commonest_end": max(answers.values(), default=0) / len(ids)})
+        "completions/commonest_end": max(answers.values(), default=0) / len(ids)}, n)
 
 # %% ../nbs/08a_rl_trainer.ipynb #bb25b2a9
 @patch
 def note(
     self: SoftGRPOTrainer,
     numbers: dict,  # Name -> value
+    weight: int = 1,  # Rows that the values are means of
 ):
     "Add numbers to the means of the next log."
     for k, v in numbers.items():
         total, n = self._meter.get(k, (0., 0))
-        self._meter[k] = total + float(v), n + 1
+        self._meter[k] = total + weight * float(v), n + weight
 
 # %% ../nbs/08a_rl_trainer.ipynb #e2cf2d6f
 @patch
@@ -862,7 +889,7 @@ def log(
     "Log, with the means of all that was noted."
     if "loss" in logs and self._meter:
         names = sorted(self._meter)
-        means = [total / n for total, n in map(self._meter.get, names)]
+        means = [total / n if n else math.nan for total, n in map(self._meter.get, names)]
         means = torch.tensor(means, dtype=torch.float64, device=self.args.device)
         logs = dict(logs, **dict(zip(names, self.accelerator.reduce(means, "mean").tolist())))
         self._meter.clear()
@@ -934,18 +961,18 @@ def evaluation_loop(
     "Mean rewards, length and share of completions that did not end."
     held, self._meter, model = self._meter, {}, self.model_wrapped
     groups, self.args.num_generations = self.args.num_generations, 1
-    try: sums, n = self._evaluated(model, dataloader)
+    try: noted, rows = self._evaluated(model, dataloader)
     finally: self._meter, self.args.num_generations = held, groups
-    total = torch.tensor([*sums.values(), n], dtype=torch.float64, device=self.args.device)
-    *found, n = self.accelerator.reduce(total, "sum").tolist()
-    metrics = {f"{metric_key_prefix}_{k}": x / n for k, x in zip(sums, found)}
-    return EvalLoopOutput(None, None, metrics, int(n))
+    sums = torch.tensor([*noted.values(), (0., rows)], dtype=torch.float64, device=self.args.device)
+    *sums, (_, rows) = self.accelerator.reduce(sums, "sum").tolist()
+    metrics = {f"{metric_key_prefix}_{k}": total / n if n else math.nan for k, (total, n) in zip(noted, sums)}
+    return EvalLoopOutput(None, None, metrics, int(rows))
 
 # %% ../nbs/08a_rl_trainer.ipynb #ff22ae8d
 @patch
 def _evaluated(self: SoftGRPOTrainer, model, dataloader):
-    "Sums of what was noted of every row, and the number of rows."
-    sums, n, skipped = Counter(), 0, ("reward_std", "frac_reward_zero_std", "completions/commonest_end")
+    "What was noted, by name: sums and the numbers of rows behind them; and the number of all rows."
+    n, skipped = 0, ("reward_std", "frac_reward_zero_std", "completions/commonest_end")
     batches, agree = list(dataloader), self.soft.agree
     spare = 0 if agree is None else int(agree(len(batches))) - len(batches)
     for i, rows in enumerate(batches + spare * [[dataloader.dataset[0]]]):
@@ -954,11 +981,8 @@ def _evaluated(self: SoftGRPOTrainer, model, dataloader):
         state, infos = self.complete(model, rows, -1, places)
         if i >= len(batches): continue  # so that the other processes can finish theirs
         self.rewards(rows, state, infos, state.done if self.soft.ends else torch.ones_like(state.done))
-        for k, (total, count) in self._meter.items():
-            if k not in skipped: sums[k] += total / count * len(rows)
-        self._meter.clear()
         n += len(rows)
-    return dict(sorted(sums.items())), n
+    return {k: v for k, v in sorted(self._meter.items()) if k not in skipped}, n
 
 # %% ../nbs/08a_rl_trainer.ipynb #02409437
 @patch

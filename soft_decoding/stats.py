@@ -9,7 +9,7 @@ __all__ = ['wilson', 'pass_at_k', 'mcnemar', 'Estimate', 'cluster_bootstrap', 'r
 # %% ../nbs/09a_stats.ipynb #18f5a6ae
 from collections.abc import Callable
 from itertools import product
-from math import atan2, comb, cos, pi, sin
+from math import atan2, comb, cos, isfinite, pi, sin
 from typing import NamedTuple
 
 import torch
@@ -25,6 +25,11 @@ def wilson(
         raise ValueError(f"`k` must be between 0 and `n`, and `n` at least 1, got {k} of {n}.")
     centre, half = (k + z * z / 2) / (n + z * z), z * (k * (n - k) / n + z * z / 4) ** .5 / (n + z * z)
     return max(0., centre - half), min(1., centre + half)
+
+# %% ../nbs/09a_stats.ipynb #09afinit
+def _check_finite(values):
+    "Refuse NaN and infinity, which no test below would notice."
+    if odd := [x for x in values if not isfinite(x)]: raise ValueError(f"a test needs finite numbers, got {odd[0]}.")
 
 # %% ../nbs/09a_stats.ipynb #d2ade5a4
 def pass_at_k(
@@ -67,6 +72,7 @@ def cluster_bootstrap(
     level: float = .95,  # Of the interval
 ) -> Estimate:
     "The mean of the values, with whole groups as the sampling unit."
+    _check_finite(values)
     if (n := len(set(groups))) < 2:
         raise ValueError(f"`groups` must hold at least 2 different groups, got {n}.")
     observed, means = sum(values) / len(values), resampled_means(values, groups, draws, seed)
@@ -113,6 +119,7 @@ def sign_flip(
     if not 1 <= len(differences) <= 20:
         raise ValueError(f"`differences` must be 1 to 20 numbers, got {len(differences)}; "
                          "`cluster_bootstrap` takes more.")
+    _check_finite(differences)
     seen, flips = abs(sum(differences)), product((1, -1), repeat=len(differences))
     far = [abs(sum(s * d for s, d in zip(signs, differences))) >= seen - 1e-12 for signs in flips]
     return sum(far) / len(far)
@@ -136,6 +143,7 @@ def t_interval(
     "Student's interval of a mean over independent runs."
     if len(values) < 2 or not 0 < level < 1:
         raise ValueError(f"`values` must be at least 2 numbers and `level` between 0 and 1, got {len(values)} and {level}.")
+    _check_finite(values)
     n, mean = len(values), sum(values) / len(values)
     error = (sum((x - mean) ** 2 for x in values) / (n - 1) / n) ** .5
     low, high = 0., 1e9
@@ -172,6 +180,7 @@ def holm(
     ps: dict,  # Name -> p-value
 ) -> dict:  # The same names, corrected
     "Holm's correction."
+    _check_finite(ps.values())
     worst, out = 0., {}
     for i, (name, p) in enumerate(sorted(ps.items(), key=lambda item: item[1])):
         out[name] = worst = max(worst, min(1., p * (len(ps) - i)))

@@ -18,7 +18,7 @@ from itertools import accumulate, combinations_with_replacement, permutations, p
 from math import exp
 from numbers import Real
 from pathlib import Path
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 import torch
 from fastcore.basics import patch
@@ -745,7 +745,8 @@ def _said(text):
     return _expression(clause) or _in_prose(after if _NUMBER.search(after) else plain, 0)
 
 # %% ../nbs/09_tasks.ipynb #09words0
-_NAMED = r"\w+(?:\++|#(?![#\w])|-(?![\w-]))?"  # a word, and the sign that makes another of it: C++, C#, A-
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x20000)) if category(c)[0] == "M") + "\u200c\u200d"
+_NAMED = rf"[\w{_MARKS}]+(?:\++|#(?![#\w])|-(?![\w-]))?"  # a word with its vowel signs, and what makes another of it: C++, C#, A-
 _WORD = re.compile(rf"(?<!\w)-?(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?(?!\w)|{_NAMED}")
 
 def _words(text):
@@ -814,7 +815,7 @@ def said(
     "The answer in `text`, in the form in which answers are compared."
     if self.kind == "number": return extract_answer(text)
     if self.kind == "digits": return "".join((re.findall(r"\d(?: ?\d)*", text) or [""])[-1].split()) or None
-    text = re.sub(r"<[^<>]*>", " ", text)
+    text = re.sub(r"<[^<>]*>", " ", normalize("NFC", text))
     if self.kind == "words": return _last_words(text, len(_words(self.answer)))
     return (re.findall(_NAMED, text) or [None])[-1]
 
@@ -923,7 +924,8 @@ def _row_problem(where, row, prompt, answer, template):
             raise ValueError(f"{where}: `{name}` must be text or a number, got a {type(row[name]).__name__}.")
     text, (gold, marks) = str(row[prompt]), _gold(where, answer, str(row[answer]).strip())
     kind = "number" if parse_number(gold) is not None else "words" if len(_words(gold)) > 1 else "word"
-    made = Problem(text if template is None else _ask(template, text), gold, group=str(row.get("group", "")),
+    group = "" if row.get("group") is None else str(row["group"])
+    made = Problem(text if template is None else _ask(template, text), gold, group=group,
                    kind=kind, record=dict(row), **marks)
     if kind == "number" or made.said(gold): return made
     raise ValueError(f"{where}: `{answer}` {gold!r} has no word or number that a reply could be compared with.")
@@ -1194,7 +1196,7 @@ def accuracy(
     steps: int | None = None,  # Of thinking, in tokens; None: as the longest chain; 0: answer at once
     batch_size: int = 512,  # Problems per batch
     **kwargs,
-) -> dict[str, float]:  # `accuracy`; `se`, its standard error over groups; `n` problems
+) -> dict[str, float]:  # `accuracy`; `se`, its standard error over groups, or over problems that are in none; `n` problems
     "The share of problems whose answer is right."
     longest = lambda texts: max(map(len, _all_ids(tokenizer, texts, add_special_tokens=False)))
     if steps is None: steps = longest([p.sep.join(["", *p.chain]) for p in problems])
@@ -1209,5 +1211,5 @@ def accuracy(
         ids = soft_generate(model, **prompts, **options)[:, before:]
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         right += [p.check(text.rpartition(end)[2] if end else text) for p, text in zip(part, texts)]
-    n, se = len(right), clustered_error(right, [p.group for p in problems])
+    n, se = len(right), clustered_error(right, [p.group or i for i, p in enumerate(problems)])
     return dict(accuracy=sum(right) / n, se=se, n=n)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MARKERS', 'MEASURES', 'Think', 'hide', 'token_bytes', 'extend_match', 'SpanFinder', 'inner_ids', 'span_finder',
-           'Markers', 'find_markers', 'marker_dist', 'Within', 'span_of', 'Switch', 'is_exempt', 'TrendSwitch',
-           'several']
+           'Markers', 'find_markers', 'marker_dist', 'Within', 'span_of', 'after_span', 'Switch', 'is_exempt',
+           'TrendSwitch', 'several']
 
 # %% ../nbs/02a_think.ipynb #02athk03
 import math, re
@@ -551,6 +551,17 @@ def span_of(
     while think is not None and not isinstance(think, Think): think = getattr(think, "think", None)
     return think
 
+# %% ../nbs/02a_think.ipynb #5ea030bd
+def after_span(
+    ids: list,  # Read-outs of one row
+    phases: list,  # Phase of each step
+    think=None,  # The policy; None: there is no span
+) -> list:  # Ids; none where the span never closed
+    "The answer: what was said after the think span, or all of it where there is no span."
+    if Phase.ANSWER in phases: return ids[phases.index(Phase.ANSWER):]
+    endless = think is None or isinstance(think, Within) and span_of(think) is None
+    return ids if endless or set(phases) <= {Phase.WAIT, Phase.DONE} else []
+
 # %% ../nbs/02a_think.ipynb #42d972ca
 MEASURES = dict(
     entropy=lambda logits, dist: logits_entropy(logits),  # of the raw softmax, in nats
@@ -573,6 +584,7 @@ class Switch(Within):
         if not callable(self.measure) and self.measure not in MEASURES:
             names = ", ".join(MEASURES)
             raise ValueError(f"`measure` must be one of {names}, or a function, got {self.measure!r}.")
+        self.by_width = self.measure == "kept_entropy"
         if not self.threshold >= 0: raise ValueError(f"`threshold` must be at least 0, got {self.threshold}.")
 
 # %% ../nbs/02a_think.ipynb #15a697bc

@@ -107,6 +107,15 @@ def rows(
     tensors = {f.name: x[:, idx] for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
     return replace(self, **tensors)
 
+# %% ../nbs/02b_trace.ipynb #02btrcst
+@patch
+def steps(
+    self: SoftTrace,
+    count: int,  # How many
+) -> SoftTrace:
+    "The trace of the first steps only."
+    return replace(self, **{f.name: x[:count] for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)})
+
 # %% ../nbs/02b_trace.ipynb #26e4b17c
 @patch
 def text(

@@ -6,7 +6,7 @@
 __all__ = ['IN_A_BATCH', 'ONE_BY_ONE', 'PASSES', 'WINDOW', 'WORTH', 'ENGINES', 'UNTRAINED', 'SHAPES', 'KL_POSITIONS', 'Batch',
            'made_batch', 'training_loss', 'sequential_engine', 'FeedRows', 'fused_feed', 'StepLoss', 'FusedFeed',
            'evaluating', 'parallel_engine', 'teacher_engine', 'soft_sampling_train_step', 'check_adapter',
-           'reference_kl', 'GuidanceSchedule', 'bernoulli_guidance', 'evaluate_batch', 'summarize']
+           'check_routers', 'reference_kl', 'GuidanceSchedule', 'bernoulli_guidance', 'evaluate_batch', 'summarize']
 
 # %% ../nbs/03_train.ipynb #79bf184d
 import hashlib, math
@@ -161,11 +161,16 @@ def training_loss(
     elif batch.target_dists is None:
         loss = model.loss_function(logits=logits.contiguous(), labels=batch.labels,
                                    vocab_size=logits.shape[-1], num_items_in_batch=batch.num_items_in_batch)
-    else: loss = (_kl(batch.target_dists[:, 1:], logits[:, :-1].log_softmax(-1)) * targets).sum() / count
+    else: loss = (_kl(batch.target_dists[:, 1:], _log_probs(logits)) * targets).sum() / count
     if beta == 0: return loss
-    log_probs = logits[:, :-1].log_softmax(-1)
+    log_probs = _log_probs(logits)
     entropy = -(log_probs.exp() * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)
     return loss + beta * (entropy * targets).sum() / count
+
+# %% ../nbs/03_train.ipynb #03logpr0
+def _log_probs(logits):
+    "What positions 0 to t - 2 predict, `(b, t - 1, v)`, in float32 or wider."
+    return logits[:, :-1].log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 # %% ../nbs/03_train.ipynb #bb763f61
 def _kl(target, log_probs):
@@ -661,12 +666,18 @@ def soft_sampling_train_step(
     value, logits = run(model, batch, guided, plugs, loss, log, **options)
     if kl_weight:
         known = None if free or batch.target_dists is not None else logits
-        log["kl"] = (kl := reference_kl(model, batch, reference, known)).detach()
-        value = value + kl_weight * kl
+        kl = reference_kl(model, batch, reference, known)
+        value, log["kl"] = value + kl_weight * kl, _own_mean(kl.detach(), batch)
     if not bool(value.isfinite()):
         raise FloatingPointError(f"The loss is {value.item()}: lower the learning rate, or check the batch.")
     tokens = torch.cat([batch.input_ids[:, :1], logits[:, :-1].detach().argmax(-1)], 1)
     return value, _as_given(tokens, batch)
+
+# %% ../nbs/03_train.ipynb #03ownmn0
+def _own_mean(mean, batch):
+    "A mean over `num_items_in_batch` targets as one over the batch's own, for the log."
+    if batch.num_items_in_batch is None: return mean
+    return mean * batch.num_items_in_batch / (batch.labels[:, 1:] != -100).sum().clamp_min(1)
 
 # %% ../nbs/03_train.ipynb #03drawck
 def _check_draw(mixer, noise):
@@ -690,6 +701,7 @@ def _check_step(model, engine, passes, hops, tolerance, kl_weight):
     if tolerance is not None and passes == 1:
         raise ValueError("`tolerance` compares passes: `passes` must be at least 2, or None for a rollout.")
     check_adapter(getattr(model, "active_peft_config", None))
+    check_routers(model)
 
 # %% ../nbs/03_train.ipynb #1a2661d9
 UNTRAINED = dict(
@@ -711,6 +723,15 @@ def check_adapter(
     raise NotImplementedError(f"Soft training does not know {name} adapters: it {why}; use LoRA, "
                               "prompt tuning, p-tuning or prefix tuning.")
 
+# %% ../nbs/03_train.ipynb #03route0
+def check_routers(
+    model,  # A causal language model
+):
+    "Refuse a mixture of experts that asks for a loss on its routers, since soft training adds none."
+    if not getattr(text_config(model), "output_router_logits", False): return
+    raise ValueError("`output_router_logits` in the model's config asks for a loss on its routers, and soft training adds none: "
+                     "set it to False.")
+
 # %% ../nbs/03_train.ipynb #e1ed8d84
 def reference_kl(
     model,  # A causal language model
@@ -725,8 +746,7 @@ def reference_kl(
     bare = nullcontext() if reference is not None else model.disable_adapter()
     with torch.no_grad(), bare, evaluating(model):
         theirs = _on_tokens(model if reference is None else reference, batch.input_ids, batch.attention_mask)
-    wide = lambda x: x[:, :-1] if x.dtype == torch.float64 else x[:, :-1].float()
-    ours, theirs = (wide(x).log_softmax(-1) for x in (logits, theirs))
+    ours, theirs = map(_log_probs, (logits, theirs))
     targets = batch.labels[:, 1:] != -100
     count = targets.sum() if batch.num_items_in_batch is None else batch.num_items_in_batch
     return ((ours.exp() * (ours - theirs)).sum(-1) * targets).sum() / count

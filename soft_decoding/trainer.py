@@ -28,7 +28,7 @@ from .soft_embed import plain_mixer
 from .rollout import prompt_learner, text_room
 from .think import span_finder
 from .train import (
-    ENGINES, ONE_BY_ONE, GuidanceSchedule, bernoulli_guidance, check_adapter, evaluate_batch, evaluating,
+    ENGINES, ONE_BY_ONE, GuidanceSchedule, bernoulli_guidance, check_adapter, check_routers, evaluate_batch, evaluating,
     made_batch, soft_sampling_train_step, summarize)
 
 # %% ../nbs/03a_trainer.ipynb #8d49ad8b
@@ -663,11 +663,16 @@ class SafeTrainer(Trainer):
     ):
         self.args, self.peft_config = args, peft_config
         self._check(kwargs)
-        self._since, self._limit, self.run_id = time.perf_counter(), None, uuid.uuid4().hex
+        self._limit, self.run_id = None, uuid.uuid4().hex
+        self.begin()
         if model is not None: model = self._module(model, kwargs.get("optimizers"))
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
         self.soft.together = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if self.is_fsdp_enabled: _check_one_dtype(self.soft, self.accelerator.mixed_precision)
+
+    def begin(self):
+        "Forget what an earlier training, perhaps one that failed in the middle, has left."
+        self._since, self._at, self._meter = time.perf_counter(), (-1, 0), {}  # `_at`: step, and batch of it
 
     def make_module(self, model):
         "The module around a model; what its forward does is the trainer's own."
@@ -729,8 +734,8 @@ class SoftTrainer(SafeTrainer):
         args = SoftTrainingArguments("soft_model") if args is None else args
         self.plugs = dict(sampling=sampling, mixer=mixer, guidance_schedule=guidance_schedule,
                           reference=reference)
-        self._tokenizer, self.dropped, self._sums, self._meter = processing_class, [], {}, {}
-        self._at, self._ids_too = (-1, 0), data_collator is None
+        self._tokenizer, self.dropped, self._sums = processing_class, [], {}
+        self._ids_too = data_collator is None
         pad = getattr(processing_class, "pad_token_id", None) or 0
         collate = SoftCollator(pad) if data_collator is None else _Complete(data_collator)
         super().__init__(model, args, collate, train_dataset, eval_dataset, processing_class,
@@ -762,6 +767,7 @@ def _check(self: SafeTrainer, options):
 def _module(self: SafeTrainer, model, optimizers=None):
     "The module around a model, with its adapters."
     for adapter in (self.peft_config, getattr(model, "active_peft_config", None)): check_adapter(adapter)
+    check_routers(model)
     if self.peft_config is not None: model = _with_adapters(model, self.peft_config, self.args.seed)
     self.soft = self.make_module(model)
     _check_optimizer((optimizers or (None,))[0], self.soft)
@@ -778,7 +784,8 @@ def make_module(
     if self.args.kl_weight and reference is None and not hasattr(model, "disable_adapter"):
         raise ValueError("`kl_weight` needs a `reference`, or peft adapters that can be switched off.")
     anew = getattr(self, "model_init", None) is not None
-    if anew and isinstance(sampling, nn.Module): sampling = copy.deepcopy(sampling)
+    if anew and isinstance(sampling, nn.Module):  # every training begins with the settings as they were given
+        sampling.load_state_dict(vars(self).setdefault("_given", copy.deepcopy(sampling.state_dict())))
     filters = sampling or self.args.sampling()
     self.soft = SoftModule(model, sampling=filters, mixer=self.plugs["mixer"], reference=reference)
     self._settle()
@@ -1229,6 +1236,7 @@ def _load_best_model(self: SafeTrainer):
     if self.is_fsdp_enabled or self.is_deepspeed_enabled: return Trainer._load_best_model(self)
     taken = _load_prompt(self.soft.model, self.state.best_model_checkpoint)
     if not taken: self._bare(Trainer._load_best_model)
+    for part in self.soft.beside.values(): part.load_saved(self.state.best_model_checkpoint)
 
 # %% ../nbs/03a_trainer.ipynb #a5a44185
 @contextmanager
@@ -1306,7 +1314,7 @@ def train(
     if resume_from_checkpoint:
         self._go_on(folder := Path(resume_from_checkpoint))
         if self._is_over(folder): return self._as_it_ended(resume_from_checkpoint)
-    self._since = time.perf_counter()
+    self.begin()
     return Trainer.train(self, resume_from_checkpoint, **kwargs)
 
 # %% ../nbs/03a_trainer.ipynb #4daa0a6e
