@@ -496,7 +496,7 @@ def soft_generate(
     do_sample: bool | None = None,  # Read-outs are drawn instead of the argmax
     generator: torch.Generator | list | None = None,  # One for all rows, or one per row
     streamer=None,  # Gets prompt and read-outs as they come, such as a `TextStreamer`
-    stop_strings: str | list | None = None,  # Texts that finish a row; needs `tokenizer`; None: the checkpoint's; [] is off
+    stop_strings: str | list | None = None,  # Texts that finish a row, by `tokenizer`; None: the checkpoint's
     tokenizer=None,  # For `stop_strings`, text in `think`, and text in the trace
     generation_config=None,  # A `GenerationConfig` of one's own; explicit arguments go before it
     stopping_criteria=None,  # More rules that finish rows
@@ -594,12 +594,14 @@ def _in_config_words(sampling, rare):
 
 # %% ../nbs/02c_decode.ipynb #9ab605cb
 def _user_criteria(criteria, stop_strings, configs, tokenizer):
-    "The user's stopping rules, or a checkpoint's; `generate` would look for the tokenizer of `stop_strings` in vain."
+    "The stopping rules; `generate` would look for the tokenizer of `stop_strings` in vain."
     criteria = StoppingCriteriaList(criteria or [])
     asked = [stop_strings, *(getattr(config, "stop_strings", None) for config in configs)]
     stop_strings = next((x for x in asked if x is not None), None)
     if not stop_strings: return criteria
-    if tokenizer is None: raise ValueError("`stop_strings` needs `tokenizer=`, the tokenizer of the model.")
+    if tokenizer is None:
+        raise ValueError("`stop_strings`, yours or the checkpoint's, needs `tokenizer=`, the tokenizer of the model; "
+                         "[] is none.")
     return StoppingCriteriaList([*criteria, StopStringCriteria(tokenizer, stop_strings)])
 
 # %% ../nbs/02c_decode.ipynb #6e39e8dc

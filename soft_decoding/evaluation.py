@@ -77,14 +77,16 @@ def make_arm(
 ) -> Arm:
     "A decoder from its settings."
     options, common = dict(settings), common or {}
-    if odd := [k for k in common if k not in FILTERS]: raise TypeError(f"there is no option {odd[0]!r}; for all decoders there are {', '.join(FILTERS)}.")
+    if odd := [k for k in common if k not in FILTERS]:
+        raise TypeError(f"there is no option {odd[0]!r}; for all decoders there are {', '.join(FILTERS)}.")
     if taken := [k for k in _SHARED if k in options]:
         raise ValueError(f"decoder {name!r}: `{taken[0]}` is not a setting of one decoder; leave it out.")
     votes, soft = options.pop("votes", 1), options.pop("soft", True)
     if soft not in (True, False): raise ValueError(f"decoder {name!r}: `soft` must be True or False, got {soft!r}.")
     if "recipe" in options: options = _recipe_options(options, tokenizer, common)
     if "sampling" in options and (twice := [k for k in FILTERS if k in options]):
-        raise ValueError(f"decoder {name!r}: `sampling` and `{twice[0]}` say the same thing twice; give one of them.")
+        raise ValueError(f"decoder {name!r}: `sampling` and `{twice[0]}` say the same thing twice; "
+                         "give one of them.")
     if "sampling" not in options:
         options["sampling"] = Sampling(**{k: options.pop(k, common.get(k)) for k in FILTERS})
     door = "generate" if not soft else "soft_beam_decode" if "beams" in options else "soft_generate"
@@ -465,16 +467,16 @@ def _rewrite(path, records):
 def described(
     value,  # A setting
 ) -> str:
-    "A setting as text: classes with their fields, modules by their weights, functions by name, or by their code where they have none."
+    "A setting as text: classes with their fields, modules by their weights, functions by name or code."
     if hasattr(value, "__array__"): return _described_numbers(torch.as_tensor(value))
-    if isinstance(value, partial): return f"partial({', '.join(map(described, (value.func, list(value.args), value.keywords)))})"
+    if isinstance(value, partial): return f"partial{described([value.func, list(value.args), value.keywords])}"
     if isinstance(value, torch.nn.Module): return f"{type(value).__name__} {fingerprint(value)}"
     if isinstance(value, dict): return f"{{{', '.join(f'{k}: {described(v)}' for k, v in value.items())}}}"
     if isinstance(value, (list, tuple, set)):
         text = ", ".join(map(described, value))
         return f"[{text}]" if len(text) < 200 else f"[{len(value)} items, {row_seed(text):x}]"
     if is_dataclass(value): shown = {f.name: getattr(value, f.name) for f in fields(value)}
-    elif isinstance(value, type) or callable(value) and hasattr(value, "__name__"): return _described_function(value)
+    elif callable(value) and hasattr(value, "__name__"): return _described_function(value)
     elif type(value).__repr__ is object.__repr__:
         shown = {k: v for k, v in vars(value).items() if not k.startswith("_")}
     else: return repr(value)
@@ -483,7 +485,8 @@ def described(
 # %% ../nbs/10_eval.ipynb #10descr0
 def _described_numbers(x):
     "A tensor by its shape, dtype and bytes."
-    digest = hashlib.sha256(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:12]
+    raw = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    digest = hashlib.sha256(raw.numpy().tobytes()).hexdigest()[:12]
     return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)} {digest}"
 
 def _described_function(f):
@@ -495,8 +498,10 @@ def _described_function(f):
 
 def _of_code(code):
     "What a function does, without places in files and memory."
-    plain = lambda c: [*_of_code(c)] if hasattr(c, "co_code") else sorted(map(repr, c)) if isinstance(c, frozenset) else repr(c)
-    return code.co_code.hex(), code.co_names, [plain(c) for c in code.co_consts]
+    def plain(const):
+        if hasattr(const, "co_code"): return _of_code(const)
+        return sorted(map(repr, const)) if isinstance(const, frozenset) else repr(const)
+    return code.co_code.hex(), code.co_names, [plain(const) for const in code.co_consts]
 
 # %% ../nbs/10_eval.ipynb #9241d74c
 def run_settings(model, tokenizer, problems, arms, *, budget, batch_size, chat, seeds) -> dict:

@@ -274,7 +274,7 @@ def _over(x, rate):
 @dataclass
 class GaussianMixer(Mixer):
     "The plain mixture's vector with normal noise."
-    sigma: float | None = None  # Standard deviation per coordinate; None: a third of the RMS of the embedding's outputs
+    sigma: float | None = None  # Standard deviation per coordinate; None: a third of the embedding's RMS
     embedding: nn.Module | None = None  # None: that of the step
     reads_apart = True
 

@@ -23,7 +23,7 @@ from .evaluation import FILTERS
 from .journal import row_seed
 from .recipes import RECIPES, check_recipe, recipe, shortly
 from .rollout import Phase
-from .think import Think, find_markers, span_of
+from .think import Think, after_span, find_markers, span_of
 
 # %% ../nbs/12b_lm_eval.ipynb #b52f35c9
 def harness():

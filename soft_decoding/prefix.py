@@ -60,7 +60,7 @@ def think_then_answer(
     input_ids: Tensor,  # Prompt `(b, t)`, left-padded
     attention_mask: Tensor | None = None,  # 0 at pads, `(b, t)`
     *,
-    think: Think,  # With a budget; until the last span of a batch is over, the adapter also answers rows whose span closed earlier
+    think: Think,  # With a budget; until the last span is over, the adapter also answers for other rows
     max_new_tokens: int = 32,  # Tokens at most, of thinking and answer
     tokenizer=None,  # For markers in text
     **options,  # Of `soft_generate`, the same for both

@@ -249,7 +249,8 @@ def probe(
 # %% ../nbs/10a_probes.ipynb #10aonce0
 def _check_once(arm):
     "Refuse votes: one reply of each problem is looked into."
-    if arm.votes > 1: raise ValueError(f"`votes` must be 1 here, where one reply of each problem is looked into, got {arm.votes}.")
+    if arm.votes == 1: return
+    raise ValueError(f"`votes` must be 1 here, where one reply of each problem is looked into, got {arm.votes}.")
 
 # %% ../nbs/10a_probes.ipynb #df9fa8cf
 def _left(model, tokenizer, arm, spans, name, batch_size, chat, same):
@@ -278,7 +279,8 @@ def _removed(model, tokenizer, arm, spans, batch_size, chat, same):
         some = [spans[i] for i in part]
         inputs = _with_tokens(prompt_batch([s.problem for s in some], tokenizer, chat=chat), some)
         answer = dict(budget=max(1, same["budget"] - len(some[0].token)))  # as long as with the span
-        found = replay_spans(model, tokenizer, bare, _emptied(some), [s.vectors[:0] for s in some], inputs, **same | answer)
+        nothing = [s.vectors[:0] for s in some]
+        found = replay_spans(model, tokenizer, bare, _emptied(some), nothing, inputs, **same | answer)
         for i, row in zip(part, zip(found.correct, found.nats, found.said)): left[i] = row
     return Left(*map(list, zip(*left)))
 
@@ -438,7 +440,8 @@ class Alone:
         apart = js_divergence(whole.unsqueeze(1), alone)
         fed, embedding = state.soft, self.model.get_input_embeddings()
         near = off_manifold(fed.dist.top(64), embedding, looked_up(self.model, fed).to_embeds(embedding))
-        return dict(support=fed.dist.perplexity(), cosine=near["cosine"], best=apart[:, 0], nearest=apart.masked_fill(weights == 0, torch.inf).amin(-1),
+        return dict(support=fed.dist.perplexity(), cosine=near["cosine"], best=apart[:, 0],
+                    nearest=apart.masked_fill(weights == 0, torch.inf).amin(-1),
                     average=js_divergence(whole, (weights.unsqueeze(-1) * alone).sum(1)))
 
 # %% ../nbs/10a_probes.ipynb #a2bc295f
@@ -463,7 +466,8 @@ def look(
     ids, rows = problem_ids(problems), []
     for i in range(0, len(ids), batch_size):
         hook, part = Alone(model, top), slice(i, i + batch_size)
-        _decode(model, tokenizer, arm, problems[part], ids[part], seed, max_new_tokens, chat=chat, select=hook)
+        _decode(model, tokenizer, arm, problems[part], ids[part], seed, max_new_tokens, chat=chat,
+                select=hook)
         rows += _looks(hook.found)
     if not rows: raise ValueError("No step was soft, so there is no mixture to look at.")
     return Looks(rows)

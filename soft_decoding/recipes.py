@@ -397,7 +397,7 @@ def thinkrouter(
 def soft_tokens(
     tokenizer,  # For the think markers
     *,
-    sigma: float | None,  # Standard deviation per coordinate; None: a third of the RMS of the embedding's outputs
+    sigma: float | None,  # Standard deviation per coordinate; None: a third of the embedding's RMS
     temperature: float = .5,  # Of the span
     answer_temperature: float = 1.,  # Of the answer
     think: Think | None = None,  # The span; None: between the model's markers

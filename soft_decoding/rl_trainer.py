@@ -497,7 +497,8 @@ def _tokenizer_of(place):
     except (OSError, ValueError): found = None
     if found is not None and not {*found.get_vocab().values()} <= {*found.all_special_ids}: return found
     # of a folder without one, transformers makes a tokenizer that knows no word
-    raise ValueError(f"The reward model {place} has no tokenizer beside it: give `reward_processing_classes`.")
+    raise ValueError(f"The reward model {place} has no tokenizer beside it: give "
+                     "`reward_processing_classes`.")
 
 # %% ../nbs/08a_rl_trainer.ipynb #6bff6e95
 @patch
@@ -779,7 +780,8 @@ def _said(self: SoftGRPOTrainer, rows, state, infos):
     prompts = [row.get("prompt", row.get("input_ids")) for row in rows]
     said = dict(prompts=prompts, completions=ids, completion_ids=ids, after_span=after)
     if self.tokenizer is None: return said
-    texts, after = ([self.tokenizer.decode(x, skip_special_tokens=True) for x in rows] for rows in (ids, after))
+    as_text = lambda rows: [self.tokenizer.decode(x, skip_special_tokens=True) for x in rows]
+    texts, after = as_text(ids), as_text(after)
     talks = [not isinstance(p, str) and "prompt" in row for p, row in zip(prompts, rows)]
     answers = [[dict(role="assistant", content=t)] if talk else t for t, talk in zip(texts, talks)]
     return dict(said, completions=answers, after_span=after)
@@ -790,7 +792,8 @@ def _note_rewards(self: SoftGRPOTrainer, each, total, ids, ended):
     "Means for the log."
     groups, n = total.view(-1, self.args.num_generations), len(total)
     for function, values in zip(self.reward_funcs, each.T):  # of the rows to which it applies
-        self.note({f"rewards/{reward_name(function)}/mean": values.nanmean().nan_to_num()}, int((~values.isnan()).sum()))
+        told = values[~values.isnan()]
+        self.note({f"rewards/{reward_name(function)}/mean": told.sum() / max(1, len(told))}, len(told))
     answers, grouped = Counter(x[-1] for x in ids if x), groups.shape[1] > 1
     spread = groups if grouped else total[None]
     self.note({

@@ -293,7 +293,7 @@ def _usable_vocabulary(model, state):
     return table_size(model.get_input_embeddings()), state.vocab_size
 
 def _usable(logits, rows, tokens):
-    "Logits of what can be fed; an id without a token keeps its place, for processors know it, and gets no share."
+    "Logits of what can be fed; an id without a token keeps its place, which processors know, but no share."
     logits = logits[..., :rows]
     if tokens is None or tokens >= logits.shape[-1]: return logits
     return logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) >= tokens, -torch.inf)
@@ -650,7 +650,8 @@ def soft_rollout(
                   read_sampling=read_sampling, processors=processors, pad_token_id=pad_token_id,
                   do_sample=do_sample, snap=snap, embedding=model.get_input_embeddings())
     _check_rollout(model, state, steps, plugs, guidance, stopping, grad)
-    if odd := [name for name in keep if name not in KEEP]: raise ValueError(f"`keep` must be of {', '.join(KEEP)}, got {odd[0]!r}.")
+    if odd := [name for name in keep if name not in KEEP]:
+        raise ValueError(f"`keep` must be of {', '.join(KEEP)}, got {odd[0]!r}.")
     run = _Asked(generator, guidance, replay, noise, trace_k, keep, grad, ends=stopping is not None)
     if compile_config is not None:
         config = GenerationConfig(compile_config=compile_config)
@@ -859,14 +860,15 @@ def _check_rollout(model, state, steps, plugs, guidance, stopping, grad):
 
 # %% ../nbs/02_rollout.ipynb #02width0
 def _check_width(sampling, mixer, think=None):
-    "Refuse `mass` beside what measures entropy against the width of the support, which is that of the widest row."
+    "Refuse `mass`, whose width is that of the widest row, beside what measures entropy against the width."
     if getattr(sampling, "mass", None) is None: return
     plugs = [mixer, think]
     while plugs[-1] is not None: plugs.append(getattr(plugs[-1], "think", None))
     for plug in plugs:
         if getattr(plug, "by_width", False):
-            raise ValueError(f"`mass` cuts all rows of a batch to one width, and {type(plug).__name__} measures entropy against it, so that a row "
-                             "would depend on its neighbours: use `top_k`, `top_p` or `min_p` instead.")
+            raise ValueError(f"`mass` cuts all rows of a batch to one width, and {type(plug).__name__} measures "
+                             "entropy against it, so that a row would depend on its neighbours: use `top_k`, "
+                             "`top_p` or `min_p` instead.")
 
 # %% ../nbs/02_rollout.ipynb #9a2e304b
 def _check_guidable(mixer, guidance):

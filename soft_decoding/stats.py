@@ -29,7 +29,8 @@ def wilson(
 # %% ../nbs/09a_stats.ipynb #09afinit
 def _check_finite(values):
     "Refuse NaN and infinity, which no test below would notice."
-    if odd := [x for x in values if not isfinite(x)]: raise ValueError(f"a test needs finite numbers, got {odd[0]}.")
+    odd = [x for x in values if not isfinite(x)]
+    if odd: raise ValueError(f"a test needs finite numbers, got {odd[0]}.")
 
 # %% ../nbs/09a_stats.ipynb #d2ade5a4
 def pass_at_k(

@@ -746,7 +746,8 @@ def _said(text):
 
 # %% ../nbs/09_tasks.ipynb #09words0
 _MARKS = "".join(c for c in map(chr, range(0x300, 0x20000)) if category(c)[0] == "M") + "\u200c\u200d"
-_NAMED = rf"[\w{_MARKS}]+(?:\++|#(?![#\w])|-(?![\w-]))?"  # a word with its vowel signs, and what makes another of it: C++, C#, A-
+# a word with its vowel signs, and what makes another of it: C++, C#, A-
+_NAMED = rf"[\w{_MARKS}]+(?:\++|#(?![#\w])|-(?![\w-]))?"
 _WORD = re.compile(rf"(?<!\w)-?(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?(?!\w)|{_NAMED}")
 
 def _words(text):
@@ -1196,7 +1197,7 @@ def accuracy(
     steps: int | None = None,  # Of thinking, in tokens; None: as the longest chain; 0: answer at once
     batch_size: int = 512,  # Problems per batch
     **kwargs,
-) -> dict[str, float]:  # `accuracy`; `se`, its standard error over groups, or over problems that are in none; `n` problems
+) -> dict[str, float]:  # `accuracy`; `se`, its standard error over groups; `n` problems
     "The share of problems whose answer is right."
     longest = lambda texts: max(map(len, _all_ids(tokenizer, texts, add_special_tokens=False)))
     if steps is None: steps = longest([p.sep.join(["", *p.chain]) for p in problems])

@@ -114,7 +114,8 @@ def steps(
     count: int,  # How many
 ) -> SoftTrace:
     "The trace of the first steps only."
-    return replace(self, **{f.name: x[:count] for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)})
+    tensors = {f.name: x[:count] for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+    return replace(self, **tensors)
 
 # %% ../nbs/02b_trace.ipynb #26e4b17c
 @patch

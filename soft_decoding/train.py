@@ -729,8 +729,8 @@ def check_routers(
 ):
     "Refuse a mixture of experts that asks for a loss on its routers, since soft training adds none."
     if not getattr(text_config(model), "output_router_logits", False): return
-    raise ValueError("`output_router_logits` in the model's config asks for a loss on its routers, and soft training adds none: "
-                     "set it to False.")
+    raise ValueError("`output_router_logits` in the model's config asks for a loss on its routers, and soft "
+                     "training adds none: set it to False.")
 
 # %% ../nbs/03_train.ipynb #e1ed8d84
 def reference_kl(
