@@ -493,8 +493,11 @@ def _described_function(f):
     "The name of what can be imported; of other functions also what they do, and what they have taken along."
     found, code = getattr(sys.modules.get(f.__module__), f.__name__, None), getattr(f, "__code__", None)
     if code is None or found is f and f.__module__ != "__main__": return f.__name__
-    held = [x for cell in f.__closure__ or () if (x := cell.cell_contents) is not f]
-    return f"{f.__name__} {row_seed(*_of_code(code), described([held, f.__defaults__, f.__kwdefaults__])):x}"
+    try:
+        held = [x for cell in f.__closure__ or () if (x := cell.cell_contents) is not f]
+        taken = described([held, f.__defaults__, f.__kwdefaults__])
+    except (RecursionError, ValueError): taken = ""  # it holds itself in some way, or what is not there yet
+    return f"{f.__name__} {row_seed(*_of_code(code), taken):x}"
 
 def _of_code(code):
     "What a function does, without places in files and memory."

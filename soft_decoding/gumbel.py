@@ -10,14 +10,13 @@ __all__ = ['gumbel_noise', 'Mixer', 'GumbelMixer', 'concrete_log_prob', 'anneal'
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from weakref import WeakKeyDictionary
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .dist import TokenDist, exponential_noise, noise_rows
-from .soft_embed import SoftToken, mix_embeds, plain_mixer, table_size
+from .soft_embed import SoftToken, is_table, mix_embeds, plain_mixer, table_size
 
 # %% ../nbs/04_gumbel.ipynb #f2c183ff
 def gumbel_noise(
@@ -322,18 +321,13 @@ def _spread(self: GaussianMixer):
     return _rms(self._last) / 3 if self.sigma is None else self.sigma
 
 # %% ../nbs/04_gumbel.ipynb #04rms000
-_known_rms = WeakKeyDictionary()  # Embedding -> versions of its weights, and what came out then
-
 @torch.no_grad()
 def _rms(embedding, chunk=8192):
     "Root mean square of what an embedding gives, with its scaling and its adapters."
-    versions = [0 if p.is_inference() else p._version for p in embedding.parameters()]
-    if _known_rms.get(embedding, (None,))[0] == versions: return _known_rms[embedding][1]
+    if is_table(embedding): return float(embedding.weight.float().square().mean().sqrt())
     device, rows = next(embedding.parameters()).device, table_size(embedding)
-    ids = torch.arange(rows, device=device).split(chunk)
-    squares = [embedding(part[None]).float().square().mean(-1).sum().item() for part in ids]
-    _known_rms[embedding] = versions, (sum(squares) / rows) ** .5
-    return _known_rms[embedding][1]
+    parts = torch.arange(rows, device=device).split(chunk)
+    return (sum(embedding(ids[None]).float().square().mean(-1).sum().item() for ids in parts) / rows) ** .5
 
 # %% ../nbs/04_gumbel.ipynb #f83ffecc
 @dataclass
