@@ -50,6 +50,7 @@ class Variant:
     args: dict = field(default_factory=dict)   # Of SoftTrainingArguments
     scheduled: bool = False                    # Guidance falls from 1 to 0, between `warmup` and `hold`
     long: bool = False                         # `long_steps` instead of `steps`
+    stretch: float = 1.                        # Times so many
 
 
 EXACT, FREE = dict(engine="sequential"), dict(guidance_schedule="constant", guidance_warmup=0., guidance_hold=0.)
@@ -76,6 +77,8 @@ VARIANTS = dict(
     discrete_long=Variant("one discrete chain, longer", "optimal", FORCED, long=True),
     pause_long=Variant("soft labels, pause tokens fed, longer", "pause", FORCED, long=True),
     none_long=Variant("no chain, longer", "none", FORCED, long=True),
+    discrete_equal=Variant("one discrete chain, for the processor time of the shipped model", "optimal", FORCED, long=True, stretch=2.15),
+    teacher_equal=Variant("soft targets, teacher-forced, for the processor time of the shipped model", args=FORCED, long=True, stretch=1.6),
 )
 
 
@@ -145,7 +148,7 @@ def arguments(cfg, name, seed, folder):
     v = VARIANTS[name]
     schedule = dict(guidance_floor=0., guidance_warmup=cfg.warmup, guidance_hold=cfg.hold) if v.scheduled else {}
     return SoftTrainingArguments(
-        output_dir=folder, max_steps=cfg.long_steps if v.long else cfg.steps, seed=seed, use_cpu=True,
+        output_dir=folder, max_steps=round(v.stretch * (cfg.long_steps if v.long else cfg.steps)), seed=seed, use_cpu=True,
         learning_rate=cfg.lr, lr_scheduler_type="cosine", warmup_steps=cfg.lr_warmup,
         weight_decay=cfg.weight_decay, adam_beta2=.99, per_device_train_batch_size=cfg.batch_size,
         dataloader_drop_last=True, save_strategy="no", logging_steps=50, report_to="none", disable_tqdm=True,
