@@ -28,7 +28,7 @@ from transformers.utils import TransformersKwargs
 from .cache import NAMES, cache_of
 from .dist import Sampling, TokenDist
 from .rollout import (
-    Guidance, Phase, State, check_model, check_padding, check_plugs, compiled_as, context_length,
+    Guidance, Phase, State, check_model, check_padding, check_plugs, check_policy, compiled_as, context_length,
     forward_parameters, looked_up, soft_rollout, text_config)
 from .soft_embed import SoftToken, plain_mixer, table_size
 from .think import Think, span_of
@@ -92,7 +92,7 @@ def check_prompt(model, embedding, state):
 # %% ../nbs/02c_decode.ipynb #dd1a5de4
 class AnswerRules:
     "Stopping rules that neither see nor count what is said in a think span."
-    needs_info = True  # The rollout hands over the step
+    needs_info = True  # The rollout hands over the step as well
 
     def __init__(
         self,
@@ -101,17 +101,18 @@ class AnswerRules:
         always: Callable | None = None,  # Rules that count in the span as well, such as of length and time
     ): self.rules, self.filler, self.always = rules, filler, always
 
-    def __call__(self, input_ids: Tensor, info) -> Tensor:  # bool `(b,)`
-        done = self.judge(input_ids, info.think_state["hidden"])
-        return done if self.always is None else done | self.always(input_ids, None)
+    def __call__(self, input_ids: Tensor, scores, info) -> Tensor:  # bool `(b,)`
+        done = self.judge(input_ids, info.think_state["hidden"], scores)
+        return done if self.always is None else done | self.always(input_ids, scores)
 
     def judge(
         self,
         input_ids: Tensor,  # `(b, t)`
         hidden: Tensor,  # Positions of the span, bool `(b, t)`
+        scores: tuple | None = None,  # Of every step, `(b, v)`, if they are kept
     ) -> Tensor:  # bool `(b,)`
         "What the rules say of rows that are not in the span."
-        return self.rules(input_ids.masked_fill(hidden, self.filler), None) & ~hidden[:, -1]
+        return self.rules(input_ids.masked_fill(hidden, self.filler), scores) & ~hidden[:, -1]
 
 # %% ../nbs/02c_decode.ipynb #d1ccf380
 def filler_id(
@@ -313,9 +314,7 @@ def _begin(model, input_ids, model_kwargs, state, think, vocab_size, keep_embeds
 def _go_on(model, input_ids, state, think):
     "The given state with the new ids appended, if there are any."
     new = _new_ids(input_ids, state)
-    if new.shape[1] == 0 and bool(state.think_state) != hasattr(think, "start_rows"):
-        raise ValueError("`think` must be given when a run starts and whenever it goes on, or never; this "
-                         f"state was started {'with' if state.think_state else 'without'} it.")
+    if new.shape[1] == 0: check_policy(state, think)
     _check_fresh(model, state)
     if new.shape[1] == 0: return state
     return _still_hidden(_room_for(model, state, new.shape[1]).extend(model, new, think), state)

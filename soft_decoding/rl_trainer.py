@@ -339,7 +339,7 @@ class _Ends:
     ids: tuple
     needs_info = True
 
-    def __call__(self, input_ids, info):
+    def __call__(self, input_ids, scores, info):
         ends = torch.isin(info.token, torch.tensor(self.ids, device=info.token.device))
         return ends & (info.phase == Phase.ANSWER)
 

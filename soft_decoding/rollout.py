@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['KEEP', 'PLUGS', 'REFUSED', 'ONE_BY_ONE', 'Phase', 'State', 'prompt_learner', 'put_virtual_tokens',
            'forward_parameters', 'text_config', 'context_length', 'forward', 'placeholders', 'looked_up', 'Plugs',
-           'StepContext', 'StepInfo', 'choose', 'feed_readout', 'Guidance', 'soft_rollout', 'slim_info', 'check_plugs',
-           'check_padding', 'PassInfo', 'soft_passes', 'shift_right', 'Compiled', 'compiled_as', 'text_room',
-           'check_reorder', 'check_model']
+           'StepContext', 'StepInfo', 'choose', 'feed_readout', 'Guidance', 'soft_rollout', 'kept_scores', 'slim_info',
+           'check_policy', 'check_plugs', 'check_padding', 'PassInfo', 'soft_passes', 'shift_right', 'Compiled',
+           'compiled_as', 'text_room', 'check_reorder', 'check_model']
 
 # %% ../nbs/02_rollout.ipynb #42bb69d0
 import inspect, re, types, warnings
@@ -635,7 +635,7 @@ def soft_rollout(
     snap: int | None = None,  # Bits of the grid that fed weights are rounded to; None is off
     replay=None,  # A SoftTrace to feed instead of what is chosen; past its end the run is free
     processors: Callable | None = None,  # `(input_ids, logits) -> scores`, such as a `LogitsProcessorList`
-    stopping: Callable | None = None,  # `(input_ids, scores) -> done (b,)`; `needs_info`: the step, no scores
+    stopping: Callable | None = None,  # `(input_ids, scores) -> done (b,)`; `needs_info`: the step as well
     halt: Callable | None = None,  # The same, but ends the rollout without finishing its rows
     agree: Callable | None = None,  # Number -> its maximum over processes, which must run equally many steps
     pad_token_id: int | None = None,  # Read-out of finished rows; None: they go on
@@ -649,7 +649,7 @@ def soft_rollout(
     plugs = Plugs(sampling=sampling or Sampling(), mixer=mixer, answer_sampling=answer_sampling, think=think,
                   read_sampling=read_sampling, processors=processors, pad_token_id=pad_token_id,
                   do_sample=do_sample, snap=snap, embedding=model.get_input_embeddings())
-    _check_rollout(model, state, steps, plugs, guidance, stopping, grad)
+    _check_rollout(model, state, steps, plugs, guidance, stopping, select, grad)
     if odd := [name for name in keep if name not in KEEP]:
         raise ValueError(f"`keep` must be of {', '.join(KEEP)}, got {odd[0]!r}.")
     run = _Asked(generator, guidance, replay, noise, trace_k, keep, grad, ends=stopping is not None)
@@ -669,12 +669,12 @@ def soft_rollout(
             infos.append(info)
             state = replace(state, input_ids=input_ids, soft=soft, unseen=None, step=state.step + 1, outputs={},
                             **_remembered(model, state, soft, finishes or idle),
-                            **(_ended(state, stopping, input_ids, info) if finishes else {}))
+                            **(_ended(state, stopping, input_ids, infos, keep) if finishes else {}))
             if select is not None: state = select(state, info)
             if watched: mode, idle, bad = _mode(state, info.bad)
             if watched and bad: _raise_bad([info], state.step - 1)
             if on_token is not None: on_token(info.token)
-            if halt is not None and not _goes_on(not halt(input_ids, None).all(), agree): break
+            if halt is not None and not _goes_on(not halt(input_ids, kept_scores(infos, keep)).all(), agree): break
     if not watched: _raise_bad(infos, state.step - len(infos))
     return state, infos
 
@@ -734,11 +734,20 @@ def _own_tables(model):
     return not generic or per_layer or placeholders(model) or prompt_learner(model) is not None
 
 # %% ../nbs/02_rollout.ipynb #2dfa3c5e
-def _finished(state, stopping, input_ids, info):
+def kept_scores(
+    infos: list,  # The steps so far
+    keep: tuple,  # What they keep
+) -> tuple | None:  # `(b, v)` each; None: they keep none
+    "All scores so far, as transformers hands them to stopping rules."
+    return tuple(info.scores for info in infos) if "scores" in keep else None
+
+def _finished(state, stopping, input_ids, infos, keep):
     "Rows that are done after this step: by the policy, or by a rule (with `needs_info` it gets the step)."
+    info = infos[-1]
     done = state.done | (info.next_phase == Phase.DONE)
     if stopping is None: return done
-    return done | stopping(input_ids, info if getattr(stopping, "needs_info", False) else None)
+    told = (info,) if getattr(stopping, "needs_info", False) else ()
+    return done | stopping(input_ids, kept_scores(infos, keep), *told)
 
 # %% ../nbs/02_rollout.ipynb #02goeson
 def _goes_on(mine, agree):
@@ -746,10 +755,11 @@ def _goes_on(mine, agree):
     return bool(mine) if agree is None else bool(agree(mine))
 
 # %% ../nbs/02_rollout.ipynb #02ended0
-def _ended(state, stopping, input_ids, info):
+def _ended(state, stopping, input_ids, infos, keep):
     "Who is done after this step, and what a think policy says of the next one."
+    info = infos[-1]
     phase = info.next_phase.masked_fill(info.next_phase == Phase.DONE, int(Phase.ANSWER))
-    return dict(done=_finished(state, stopping, input_ids, info), phase=phase, think_state=info.think_state)
+    return dict(done=_finished(state, stopping, input_ids, infos, keep), phase=phase, think_state=info.think_state)
 
 # %% ../nbs/02_rollout.ipynb #32d6a236
 def _step_fields(state, mode, idle, generator, guidance, replay, noise):
@@ -833,6 +843,17 @@ def _raise_bad(infos, start):
 # %% ../nbs/02_rollout.ipynb #be6d08f1
 PLUGS = "sampling", "mixer", "answer_sampling", "read_sampling", "think"  # What a user hands over
 
+def check_policy(
+    state: State,  # Where a run begins or goes on
+    think: Callable | None,  # The policy that it is to follow
+):
+    "Refuse a policy that the state does not know, and a state without the policy that it was started with."
+    begins, known = hasattr(think, "start_rows"), bool(state.think_state)
+    if begins and not known: begins = bool(think.start_rows(state.input_ids)[0])
+    if begins == known: return
+    raise ValueError("`think` must be given when a run starts and whenever it goes on, or never; this "
+                     f"state was started {'with' if known else 'without'} it.")
+
 def check_plugs(**plugs):
     "Refuse what cannot be called with a step, such as a class in the place of its object."
     for name, plug in plugs.items():
@@ -840,9 +861,10 @@ def check_plugs(**plugs):
             raise TypeError(f"`{name}` must be an object or function that a step can call, got {plug!r}.")
 
 # %% ../nbs/02_rollout.ipynb #b3a54455
-def _check_rollout(model, state, steps, plugs, guidance, stopping, grad):
+def _check_rollout(model, state, steps, plugs, guidance, stopping, select, grad):
     "Plugs, rows of the guidance, and room in the context where no rule stops a row at its end."
     check_plugs(**{name: getattr(plugs, name) for name in PLUGS})
+    if select is None: check_policy(state, plugs.think)  # a search follows it by itself
     _check_checkpointing(model)
     _check_guidable(plugs.mixer, guidance)
     _check_width(plugs.sampling, plugs.mixer, plugs.think)

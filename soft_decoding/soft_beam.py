@@ -26,8 +26,8 @@ from .decode import (
 from .dist import TokenDist, top_entries, step_generators
 from .gumbel import gumbel_noise
 from .rollout import (
-    Phase, State, check_model, check_plugs, check_reorder, feed_readout, forward, prompt_learner, slim_info,
-    soft_rollout, text_config)
+    Phase, State, check_model, check_plugs, check_reorder, feed_readout, forward, kept_scores, prompt_learner,
+    slim_info, soft_rollout, text_config)
 from .soft_embed import SoftToken, mix_embeds
 from .think import Think, span_of
 from .trace import SoftTrace
@@ -297,9 +297,10 @@ def place(self: _BeamSearch, state, info):
 @patch
 def hits(self: _BeamSearch, ids, info, at):
     "Candidates that a stopping rule ends, `(b, width)`; rules that must not see the span are told of it."
-    told = getattr(self.stopping, "needs_info", False)
-    info = replace(info, think_state=self.born[-1].think_state) if told else None
-    return self.stopping(ids[:, :, :at + 1].flatten(0, 1), info).view(self.batch, self.width)
+    told, scores = (), kept_scores([*self.steps, info], self.keep)
+    if getattr(self.stopping, "needs_info", False):
+        told = (replace(info, think_state=self.born[-1].think_state),)
+    return self.stopping(ids[:, :, :at + 1].flatten(0, 1), scores, *told).view(self.batch, self.width)
 
 # %% ../nbs/05_soft_beam.ipynb #c0f842ea
 @patch
