@@ -6,8 +6,8 @@
 __all__ = ['KEEP', 'PLUGS', 'REFUSED', 'ONE_BY_ONE', 'Phase', 'State', 'prompt_learner', 'put_virtual_tokens',
            'forward_parameters', 'text_config', 'context_length', 'forward', 'placeholders', 'looked_up', 'Plugs',
            'StepContext', 'StepInfo', 'choose', 'feed_readout', 'Guidance', 'soft_rollout', 'kept_scores', 'slim_info',
-           'check_policy', 'check_plugs', 'check_padding', 'PassInfo', 'soft_passes', 'shift_right', 'Compiled',
-           'compiled_as', 'text_room', 'check_reorder', 'check_model']
+           'check_fresh', 'check_policy', 'check_plugs', 'check_padding', 'PassInfo', 'soft_passes', 'shift_right',
+           'Compiled', 'compiled_as', 'text_room', 'check_reorder', 'check_model']
 
 # %% ../nbs/02_rollout.ipynb #42bb69d0
 import inspect, re, types, warnings
@@ -649,7 +649,7 @@ def soft_rollout(
     plugs = Plugs(sampling=sampling or Sampling(), mixer=mixer, answer_sampling=answer_sampling, think=think,
                   read_sampling=read_sampling, processors=processors, pad_token_id=pad_token_id,
                   do_sample=do_sample, snap=snap, embedding=model.get_input_embeddings())
-    _check_rollout(model, state, steps, plugs, guidance, stopping, select, grad)
+    _check_rollout(model, state, steps, plugs, guidance, noise, stopping, select, grad)
     if odd := [name for name in keep if name not in KEEP]:
         raise ValueError(f"`keep` must be of {', '.join(KEEP)}, got {odd[0]!r}.")
     run = _Asked(generator, guidance, replay, noise, trace_k, keep, grad, ends=stopping is not None)
@@ -843,6 +843,23 @@ def _raise_bad(infos, start):
 # %% ../nbs/02_rollout.ipynb #be6d08f1
 PLUGS = "sampling", "mixer", "answer_sampling", "read_sampling", "think"  # What a user hands over
 
+def check_fresh(
+    state: State,  # To go on from
+):
+    "Refuse a state whose cache has moved on since."
+    known = state.model_kwargs.get("position_ids")
+    if known is None or state.history is not None: return
+    if state.past() > known.shape[-1] - 1:
+        raise ValueError("This `state` was continued before, and its cache has moved on; go on from the "
+                         "newer state.")
+
+def _check_noise(mixer, noise):
+    "Refuse noise that nobody would use."
+    if noise is None or hasattr(mixer, "noise_for"): return
+    name = getattr(mixer, "__name__", type(mixer).__name__)
+    raise ValueError(f"`noise` stands for the draws of a mixer that can take it, such as `GumbelMixer`; {name} "
+                     "does not, leave it out.")
+
 def check_policy(
     state: State,  # Where a run begins or goes on
     think: Callable | None,  # The policy that it is to follow
@@ -861,12 +878,14 @@ def check_plugs(**plugs):
             raise TypeError(f"`{name}` must be an object or function that a step can call, got {plug!r}.")
 
 # %% ../nbs/02_rollout.ipynb #b3a54455
-def _check_rollout(model, state, steps, plugs, guidance, stopping, select, grad):
+def _check_rollout(model, state, steps, plugs, guidance, noise, stopping, select, grad):
     "Plugs, rows of the guidance, and room in the context where no rule stops a row at its end."
     check_plugs(**{name: getattr(plugs, name) for name in PLUGS})
     if select is None: check_policy(state, plugs.think)  # a search follows it by itself
     _check_checkpointing(model)
     _check_guidable(plugs.mixer, guidance)
+    _check_noise(plugs.mixer, noise)
+    if state.soft is not None: check_fresh(state)
     _check_width(plugs.sampling, plugs.mixer, plugs.think)
     if grad and torch.is_inference_mode_enabled():
         raise ValueError("`grad=True` records nothing under `torch.inference_mode()`; call it outside.")
@@ -978,7 +997,11 @@ def soft_passes(
     "Drive the step over all positions at once."
     if not passes >= 1: raise ValueError(f"`passes` must be at least 1, got {passes}.")
     _check_guidable(mixer, guidance)
+    _check_noise(mixer, noise)
     _check_width(sampling, mixer)
+    if guidance is not None and _rows_and_steps(guidance.targets) != (wanted := state.input_ids[:, 1:].shape):
+        raise ValueError(f"`guidance` must have targets {tuple(wanted)} for all positions but the first, "
+                         f"got {tuple(_rows_and_steps(guidance.targets))}.")
     embedding, residuals = model.get_input_embeddings(), []
     plugs = Plugs(sampling=sampling or Sampling(), mixer=mixer, embedding=embedding)
     same = dict(vars(plugs), generator=generator, noise=noise, mode="soft",
@@ -1002,7 +1025,7 @@ def soft_passes(
 
 # %% ../nbs/02_rollout.ipynb #e9acde43
 def shift_right(soft, state, embedding):
-    "What position j predicts is fed to position j + 1; the first position keeps its token."
+    "What position j predicts is fed to position j + 1; pads before a row, and its first position, keep their tokens."
     first = TokenDist.one_hot(state.input_ids[:, :1], soft.dist.probs.dtype)
     if soft.dist.ids is None: first = TokenDist(None, first.to_dense(soft.dist.probs.shape[-1]))
     else: first = first.pad(soft.dist.probs.shape[-1])
@@ -1010,7 +1033,11 @@ def shift_right(soft, state, embedding):
     dist = TokenDist(join(first.ids, soft.dist.ids), join(first.probs, soft.dist.probs))
     if soft.embeds is None: embeds = mix_embeds(dist, embedding)
     else: embeds = join(embedding(state.input_ids[:, :1]), soft.embeds)
-    return SoftToken(dist, join(state.input_ids[:, :1], soft.token), soft.draw, embeds)
+    shifted = SoftToken(dist, join(state.input_ids[:, :1], soft.token), soft.draw, embeds)
+    mask = state.model_kwargs.get("attention_mask")
+    if mask is None or mask.shape != state.input_ids.shape or bool(mask[:, 0].all()): return shifted
+    return feed_readout(shifted, torch.where(given := mask.cumsum(-1) <= 1, state.input_ids, shifted.token), ~given,
+                        types.SimpleNamespace(embedding=embedding))
 
 # %% ../nbs/02_rollout.ipynb #937a3ca8
 def _forward_everywhere(model, state):
@@ -1160,6 +1187,7 @@ def extend(
     think=None,  # Think policy; None: soft everywhere
 ) -> State:
     "Feed the pending soft token, then append tokens: the next turn. Finished rows keep their pads in sight."
+    check_fresh(self)
     *head, last = input_ids.split(1 if _one_at_a_time(model, self) else input_ids.shape[1], 1)
     state = self
     for token in head:  # a state-space cache takes one token at a time
