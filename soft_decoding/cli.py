@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXPECTED', 'SHIPPED', 'DEFAULTS', 'KEYS', 'Incomplete', 'command', 'find_model', 'quiet', 'torch_device',
-           'torch_dtype', 'load_model', 'sampling_of', 'named_settings', 'check_writable', 'check_replaceable',
-           'check_apart', 'AnswerStream', 'belief_table', 'read_prompts', 'generate']
+           'torch_dtype', 'load_model', 'sampling_of', 'learned_sampling', 'named_settings', 'check_writable',
+           'check_replaceable', 'check_apart', 'AnswerStream', 'belief_table', 'read_prompts', 'generate']
 
 # %% ../nbs/11_cli.ipynb #36963eee
 import argparse, difflib, json, os, re, shutil, sys, traceback
@@ -325,13 +325,16 @@ def sampling_of(
     given = {k: getattr(o, prefix + k, None) for k in ("temperature", "top_k", "top_p", "min_p", "mass")}
     try: return Sampling(**dict(given, top_k=given["top_k"] or None))
     except (ValueError, TypeError) as e:
-        raise type(e)(str(e).replace("`", f"`--{prefix}", 1).replace(" (None switches it off)", "")) from e
+        said = str(e).replace("`", f"`--{prefix}", 1).replace("at least 1 (None switches it off)", "at least 0 (0 is off)")
+        raise type(e)(said) from e
 
 # %% ../nbs/11_cli.ipynb #1f3300bd
-def _learned(o):
+def learned_sampling(
+    o,  # Options of a command: the model, and how to mix
+    ours: tuple = ("recipe", "temperature", "top_k", "top_p", "min_p", "mass"),  # Those that say how
+):
     "The sampling that was trained with the model, unless the command says how to mix; None: there is none."
     folder = Path(find_model(o.model))
-    ours = "recipe", "temperature", "top_k", "top_p", "min_p", "mass"
     said = any(getattr(o, k, None) is not None for k in ours)
     if said or not (folder/"learnable_sampling.json").is_file(): return None
     from soft_decoding.learnable_temp import LearnableSampling
@@ -368,7 +371,7 @@ def named_settings(
 ) -> tuple[str, dict]:  # Name, and settings: numbers, lists and truth values, else text
     "A name with its settings."
     from ast import literal_eval
-    name, *words = text.split(",")
+    name, *words = re.split(r",(?![^\[(]*[\])])", text)  # not within a list
     if wrong := [word for word in words if "=" not in word]:
         raise ValueError(f"`{option}` takes name,setting=value,...; got the setting {wrong[0]!r}.")
     def value(text):
@@ -383,14 +386,16 @@ def _made_recipe(o, tokenizer):
     if o.asked is None: return None
     span = (o.think_start, o.think_end, o.think)
     name, changes = o.asked
-    made = recipe(name, tokenizer, **changes, **({} if span == (None,) * 3 else dict(think=Think(*span))))
+    if span != (None,) * 3: changes = changes | dict(think=Think(*span))
+    try: made = recipe(name, tokenizer, **changes)
+    except ValueError as e: raise ValueError(str(e).replace("`think=Think(max_tokens=16)`", "`--think 16`")) from e
     print(repr(made) if o.debug else f"recipe: {made.name}", file=sys.stderr)
     return made
 
 # %% ../nbs/11_cli.ipynb #526b2778
 def _check_options(o):
     "Fill in the defaults, and refuse what cannot work before anything is loaded."
-    o.learned, o.asked, o.found, o.budget = _learned(o), _asked_recipe(o), None, o.think is not None
+    o.learned, o.asked, o.found, o.budget = learned_sampling(o), _asked_recipe(o), None, o.think is not None
     _check_soft(o)
     for k, v in DEFAULTS["shipped" if o.model is None else "other"].items():
         if getattr(o, k) is None and not (k == "think" and (o.think_end or o.asked)): setattr(o, k, v)
@@ -809,7 +814,7 @@ def _records(out, tokenizer, rows, prompts, lines, think):
         prompt, given = prompts[lines[row]]
         head = dict(line=lines[row]) if given is None else dict(line=lines[row], id=given)
         yield dict(head, prompt=prompt, text=read(ids),
-                   answer=read(after_span(ids, phases, think)), soft_tokens=phases.count(1), tokens=ids,
+                   answer=read(after_span(ids, phases, think)), soft_tokens=int(trace.is_soft[:n, row].sum()), tokens=ids,
                    entropies=[round(e, 6) if e == e else None for e in trace.entropy[:n, row].tolist()],
                    phases=spans)
 

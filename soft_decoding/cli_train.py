@@ -133,15 +133,19 @@ def _check_unused(o):
 
 # %% ../nbs/12_cli_train.ipynb #12marks0
 def _check_marks(rows, tokenizer, o):
-    "Refuse a text around the soft part that no row has, prompt and template included: nothing would be soft, or all."
-    import torch
-    from soft_decoding.think import span_finder
+    "Lines on rows that lack a text around the soft part; refuse one around the soft part that none has, prompt and template included."
+    lines = []
+    from soft_decoding.trainer import unmarked
     for k in ("think_start", "think_end"):
         if (mark := getattr(o, k)) is None: continue
-        finder = span_finder(mark, None, tokenizer)
-        if not any(finder.after(torch.tensor([row["input_ids"]])) >= finder.opened for row in rows):
+        lacking, n = unmarked(rows, tokenizer, mark)
+        if lacking == n:
             raise ValueError(f"`--{k}` {mark!r} is in no row of {o.data}; give a text that is there, or leave "
                              "it out.")
+        if lacking:
+            part = "nothing of them" if k == "think_start" else "all of their completions"
+            lines.append(f"`--{k}` {mark!r} is not in {lacking} of {n} rows that were counted: {part} is soft.")
+    return lines
 
 # %% ../nbs/12_cli_train.ipynb #9d059c3c
 def _check_model(o):
@@ -460,7 +464,7 @@ def _say(trainer, *lines):
 _SHOWN = dict(
     guidance_alpha="share {:.2f}", loss="loss {:.3f}", teacher_loss="teacher-forced {:.3f}",
     reward="reward {:.3f}", entropy="entropy {:.2f}", grad_norm="gradient {:.2g}", eval_loss="held out: soft {:.3f}",
-    eval_teacher_loss="teacher-forced {:.3f}", eval_floor="floor {:.3f}",
+    eval_teacher_loss="teacher-forced {:.3f}", eval_floor="floor (estimate) {:.3f}",
     eval_perplexity="perplexity {:.2f}", eval_reference_perplexity="(base {:.2f})",
     eval_reward="held out: reward {:.3f}",
 )  # What is logged -> how it is printed
@@ -524,10 +528,16 @@ def _train_shipped(o):
     trainer.scores = _both_ways(model.eval(), tokenizer, test)
     scores = ", ".join(f"{name} {100 * score:.1f} %" for name, score in trainer.scores.items())
     _say(trainer, f"All held-out problems: {scores}",
-         f'The model is in {o.output}. Try it: soft_generate "8 3 2 7" --model {shlex.quote(o.output)}')
+         f'The model is in {o.output}. {_try_it(o, "8 3 2 7")}')
     return trainer
 
 # %% ../nbs/12_cli_train.ipynb #6f156d46
+def _try_it(o, prompt="..."):
+    "The command that decodes the model with the span that it was trained with."
+    span = dict(model=o.output, think=o.think_tokens, think_start=o.think_start, think_end=o.think_end)
+    said = [f"--{k} {shlex.quote(str(v))}" for k, v in span.items() if v is not None]
+    return f'Try it: soft_generate "{prompt}" {" ".join(said)}'
+
 def _train_data(o):
     "Fine-tune a model on text."
     from soft_decoding.trainer import SoftTrainer, encode_rows
@@ -542,12 +552,12 @@ def _train_data(o):
                           peft_config=_adapter(o))
     trained = sum(p.numel() for p in trainer.soft.parameters() if p.requires_grad)
     learn, test = trainer.train_dataset, trainer.eval_dataset
-    _check_marks(learn, tokenizer, o)
+    lines = _check_marks(learn, tokenizer, o)
     out = f", {len(dropped)} left out" if dropped else ""
     _say(trainer, f"{len(learn)} rows to learn from, {0 if test is None else len(test)} to evaluate on{out}; "
-                  f"{trained:,} numbers are trained.")
+                  f"{trained:,} numbers are trained.", *lines)
     _finish(_with_lines(trainer), o)
-    _say(trainer, f'The model is in {o.output}. Try it: soft_generate "..." --model {shlex.quote(o.output)}')
+    _say(trainer, f'The model is in {o.output}. {_try_it(o)}')
     return trainer
 
 # %% ../nbs/12_cli_train.ipynb #be2e1509
@@ -678,7 +688,7 @@ def _train_rewarded(o):
     _finish(_with_lines(trainer), o)
     if trainer.is_world_process_zero(): _plot(trainer, o)
     _say(trainer, f"The model is in {o.output}, its rewards in rewards.png. "
-                  f'Try it: soft_generate "..." --model {shlex.quote(o.output)}')
+                  f"{_try_it(o)}")
     return trainer
 
 # %% ../nbs/12_cli_train.ipynb #12rl0009

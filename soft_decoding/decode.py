@@ -6,7 +6,7 @@
 __all__ = ['cache_field', 'split_filters', 'ContextLimit', 'check_prompt', 'AnswerRules', 'filler_id', 'span_filler',
            'stopping_limits', 'check_config', 'check_options', 'check_ids', 'CacheNames', 'SoftOutput', 'span_report',
            'Decoder', 'kept_outputs', 'catch_up', 'eval_mode', 'bound_think', 'soft_decode', 'through_generate',
-           'soft_generate', 'unwrap']
+           'soft_generate', 'vocab_size_of', 'unwrap']
 
 # %% ../nbs/02c_decode.ipynb #02cdec03
 import copy, difflib, inspect, warnings, weakref
@@ -28,8 +28,8 @@ from transformers.utils import TransformersKwargs
 from .cache import NAMES, cache_of
 from .dist import Sampling, TokenDist
 from .rollout import (
-    Guidance, Phase, State, check_model, check_padding, check_plugs, check_policy, compiled_as, context_length,
-    forward_parameters, looked_up, soft_rollout, text_config)
+    Guidance, Phase, State, check_fresh, check_model, check_padding, check_plugs, check_policy, compiled_as,
+    context_length, forward_parameters, looked_up, soft_rollout, text_config)
 from .soft_embed import SoftToken, plain_mixer, table_size
 from .think import Think, span_of
 from .trace import SoftTrace
@@ -315,7 +315,7 @@ def _go_on(model, input_ids, state, think):
     "The given state with the new ids appended, if there are any."
     new = _new_ids(input_ids, state)
     if new.shape[1] == 0: check_policy(state, think)
-    _check_fresh(model, state)
+    check_fresh(state)
     if new.shape[1] == 0: return state
     return _still_hidden(_room_for(model, state, new.shape[1]).extend(model, new, think), state)
 
@@ -343,15 +343,6 @@ def catch_up(processors, state):
     for p in [p for p in processors if isinstance(p, SynthIDTextWatermarkLogitsProcessor)]:
         scores = torch.zeros(len(ids), 1, device=p.device)
         for n in range(began, ids.shape[1]): p(ids[:, :n], scores)
-
-# %% ../nbs/02c_decode.ipynb #1248fa55
-def _check_fresh(model, state):
-    "Raise for a state whose cache has moved on since."
-    known = state.model_kwargs.get("position_ids")
-    if known is None or state.history is not None: return
-    if state.past() > known.shape[-1] - 1:
-        raise ValueError("This `state` was continued before, and its cache has moved on; go on from the "
-                         "newer state.")
 
 # %% ../nbs/02c_decode.ipynb #c6a511f0
 def _room_for(model, state, new):
@@ -413,6 +404,7 @@ def soft_decode(
     read_sampling: Callable | None = None,  # Filters of soft steps' read-outs; None: the mixer reads out
     mixer: Callable = plain_mixer,  # Distribution -> soft token
     think: Think | None = None,  # Where to be soft; None: everywhere
+    tokenizer=None,  # For text in `think`; `generate` hands none over, `partial` does
     snap: int | None = None,  # Bits of the grid that fed weights are rounded to; None is off
     generator: torch.Generator | list | None = None,  # One for all rows, or one per row
     guidance: Guidance | None = None,  # Ground truth to be led by
@@ -433,7 +425,7 @@ def soft_decode(
     if not hasattr(generation_config, "_pad_token_tensor"): return through_generate(soft_decode, locals())
     stream, config = streamer if isinstance(streamer, _Stream) else _Stream(streamer), generation_config
     try:
-        think = bound_think(think, None)
+        think = bound_think(think, tokenizer)
         _check_call(model, config, model_kwargs, trace_k, sampling=sampling, mixer=mixer, think=think,
                     answer_sampling=answer_sampling, read_sampling=read_sampling)
         sampling, processors = split_filters(config, logits_processor or [], sampling)
@@ -531,7 +523,7 @@ def soft_generate(
             mixer=mixer, snap=snap, think=bound_think(think, tokenizer), generator=generator, streamer=stream,
             guidance=guidance, select=select, replay=replay, state=state, trace_k=trace_k,
             trace_embeds=trace_embeds, keep_embeds=keep_embeds, grad=grad, progress=progress,
-            stop_while_thinking=stop_while_thinking, vocab_size=_vocab_size(model, tokenizer))
+            stop_while_thinking=stop_while_thinking, vocab_size=vocab_size_of(model, tokenizer))
         prompt = _user_prompt(model, input_ids, attention_mask, state, kwargs)
         prompt |= _in_kwargs(config, generation_config, model.generation_config, unset)
         out = _generate(model, config, **prompt, stopping_criteria=criteria, custom_generate=decode, **kwargs)
@@ -604,7 +596,7 @@ def _user_criteria(criteria, stop_strings, configs, tokenizer):
     return StoppingCriteriaList([*criteria, StopStringCriteria(tokenizer, stop_strings)])
 
 # %% ../nbs/02c_decode.ipynb #6e39e8dc
-def _vocab_size(model, tokenizer):
+def vocab_size_of(model, tokenizer):
     "One more than the largest id with a token, if the table has padding rows behind it; else None."
     rows = table_size(model.get_input_embeddings())
     if tokenizer is None or rows is None or len(tokenizer) >= rows: return None
@@ -657,8 +649,11 @@ def unwrap(
     model,  # A model, perhaps in wrappers
 ) -> nn.Module:  # Of transformers, or of peft
     "The model inside wrappers of torch and accelerate, and modules that only hold a model as `model`."
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` must be a loaded model, got {model!r}; `AutoModelForCausalLM.from_pretrained` "
+                        "loads one.")
     model = extract_model_from_parallel(model, keep_torch_compile=False)
-    inner = dict(model.named_children()).get("model") if isinstance(model, nn.Module) else None
+    inner = dict(model.named_children()).get("model")
     own = any(hasattr(type(model), name) for name in ("prepare_inputs_for_generation", "get_base_model"))
     if own: return model
     return unwrap(inner) if hasattr(inner, "prepare_inputs_for_generation") else model

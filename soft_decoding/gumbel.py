@@ -86,7 +86,7 @@ def token_log_prob(dist, token):
 def token_kl(dist, other):
     "KL of a token drawn from `dist` to one from `other`, on one support; nats."
     p, q = dist.probs, other.probs
-    known = p > 0
+    known = p >= torch.finfo(p.dtype).tiny  # less is a rounded 0, and `q` may have been rounded to 0 entirely
     logs = torch.where(known, p, 1.).log() - torch.where(known, q, 1.).log()
     return torch.where(known, p * logs, 0.).sum(-1)
 
@@ -258,11 +258,13 @@ def log_prob(self: DirichletMixer, draw: dict, dist: TokenDist) -> Tensor:
 # %% ../nbs/04_gumbel.ipynb #0f7aca76
 def _log_gamma(a, generator):
     "Logarithms of Gamma(a) draws, also for tiny `a`."
-    per_row = isinstance(generator, (list, tuple))
-    parts = zip(noise_rows(torch.empty_like(a), generator), a if per_row else [a])
-    draws = [torch._standard_gamma(rate + 1, generator=g).log()
-             - _over(torch.empty_like(rate).exponential_(generator=g), rate) for (_, g), rate in parts]
-    return torch.stack(draws) if per_row else draws[0]
+    if not isinstance(generator, (list, tuple)):
+        drawn = torch._standard_gamma(a + 1, generator=generator)
+        return drawn.log() - _over(torch.empty_like(a).exponential_(generator=generator), a)
+    pairs = torch.stack([a + 1, torch.ones_like(a)], -1)  # an entry's draws come before those behind it
+    parts = zip(noise_rows(torch.empty_like(a), generator), pairs)
+    drawn, late = torch.stack([torch._standard_gamma(row, generator=g) for (_, g), row in parts]).unbind(-1)
+    return drawn.log() - _over(late, a)
 
 # %% ../nbs/04_gumbel.ipynb #1f6b1915
 def _over(x, rate):

@@ -139,13 +139,21 @@ def row_seed(
     return int.from_bytes(hashlib.sha256(" ".join(map(str, key)).encode()).digest()[:7], "big")
 
 # %% ../nbs/09b_journal.ipynb #38bca24e
+def _bits(weight):
+    "The numbers of a weight as whole ones, added: the same on every device and in every order."
+    import torch  # here, for commands are to start without it
+    kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = weight.detach().flatten().view(kinds.get(weight.element_size(), torch.uint8))
+    return sum(part.sum(dtype=torch.int64).item() for part in bits.split(2 ** 24))
+
 def fingerprint(
     model,  # A torch module
 ) -> str:
-    "Changes when the weights do: a hash of the first numbers of each."
+    "Changes when the weights do: a hash of the first numbers of each, and of the sum of all bits."
     digest = hashlib.sha256()
     for name, p in model.named_parameters():
-        digest.update(f"{name} {tuple(p.shape)} {p.detach().flatten()[:64].float().tolist()}".encode())
+        first = p.detach().flatten()[:64].float().tolist()
+        digest.update(f"{name} {tuple(p.shape)} {first} {_bits(p)}".encode())
     return digest.hexdigest()[:16]
 
 # %% ../nbs/09b_journal.ipynb #09bcont0
@@ -158,7 +166,8 @@ def contents(
     changed = config.to_diff_dict() if config else {}  # a newer release has more defaults
     settings = {k: v for k, v in changed.items() if k != "transformers_version"} if config else None
     vocab = getattr(tokenizer, "get_vocab", dict)()
-    words = [sorted(vocab.items()), getattr(tokenizer, "special_tokens_map", None)] if vocab else None
+    read = tokenizer("1 a")["input_ids"] if callable(tokenizer) else None  # with its own first and last tokens
+    words = [sorted(vocab.items()), getattr(tokenizer, "special_tokens_map", None), read] if vocab else None
     found = settings, words, getattr(tokenizer, "chat_template", None)
     as_hash = lambda x: None if x is None else f"{row_seed(json.dumps(x, sort_keys=True, default=str)):x}"
     return dict(zip(CONTENTS, map(as_hash, found)))

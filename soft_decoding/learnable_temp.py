@@ -126,7 +126,9 @@ def settings(
     "The settings at this step, within their bounds."
     theta = self.theta
     if logits is not None and self.weight is not None:
-        theta = theta + self._features(logits, ctx) @ self.weight.T.to(theta.dtype)
+        features, weight = self._features(logits, ctx), self.weight.T.to(theta.dtype)
+        with torch.autocast(theta.device.type, enabled=False):  # which would round to bfloat16
+            theta = theta + features @ weight
     values = {k: bounded(theta[..., i], v, *self.bounds(k)) for i, (k, v) in enumerate(self.starts.items())}
     if logits is None: return {k: v.item() for k, v in values.items()}
     return {k: v.unsqueeze(-1) for k, v in values.items()}
@@ -251,14 +253,26 @@ def save_pretrained(
     weights = self.state_dict() if state_dict is None else state_dict
     save_file({k: v.detach().contiguous() for k, v in weights.items()}, folder / WEIGHTS)
 
+# %% ../nbs/06_learnable_temp.ipynb #06savcfg
+def _saved_config(folder):
+    "The settings that a folder holds."
+    if not (Path(folder) / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} holds no {CONFIG}; `save_pretrained` writes it.")
+    return json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
+
 # %% ../nbs/06_learnable_temp.ipynb #3393e6a0
 @patch
 def load_saved(
     self: LearnableSampling,
     folder: str | Path,  # That save_pretrained wrote
 ):
-    "Read the weights back."
+    "Read the weights back, into a module with the starts and the bounds that they were saved with."
     from safetensors.torch import load_file
+    saved = _saved_config(folder)
+    for name in ("temperature", "top_k", "min_p", "reach", "condition", "hidden_size"):
+        if saved[name] != (own := self.config[name]):
+            raise ValueError(f"{folder} holds a sampling with {name}={saved[name]!r}, and this one has "
+                             f"{name}={own!r}; make it with the same, or train from the start.")
     self.load_state_dict(load_file(Path(folder) / WEIGHTS))
 
 # %% ../nbs/06_learnable_temp.ipynb #2bc33e24
@@ -268,8 +282,6 @@ def from_pretrained(
     folder: str | Path,  # That save_pretrained wrote
 ) -> LearnableSampling:
     "The module as it was saved."
-    if not (Path(folder) / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} holds no {CONFIG}; `save_pretrained` writes it.")
-    made = cls(**json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")))
+    made = cls(**_saved_config(folder))
     made.load_saved(folder)
     return made

@@ -28,6 +28,7 @@ def add_think_tokens(
     rows = table_size(model.get_input_embeddings())
     known = sorted(i for i in tokenizer.get_vocab().values() if i < rows)
     words = known if like is None else tokenizer(like, add_special_tokens=False)["input_ids"]
+    if not words: raise ValueError(f"`like` must hold a token at least, got {like!r}.")
     new = [marker for marker in (start, end) if marker not in tokenizer.get_vocab()]
     tokenizer.add_tokens(new, special_tokens=True)
     ids = tokenizer.convert_tokens_to_ids([start, end])

@@ -152,7 +152,7 @@ def gold_text(
     think=None,  # The policy, which may already have written the marker before the answer
 ) -> str:
     "What stands after the chain: the end marker, unless the span ends in it, and the answer."
-    if getattr(span_of(think), "end", None): return problem.sep + problem.answer
+    if getattr(span_of(think) or think, "end", None): return problem.sep + problem.answer
     return replace(problem, chain=[]).completion
 
 # %% ../nbs/10a_probes.ipynb #c15e2f31

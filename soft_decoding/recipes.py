@@ -232,15 +232,34 @@ class CutMixer(Mixer):
     "The best `cut` weights that another mixer drew, renormalised."
     mixer: Mixer  # That draws
     cut: int = 10  # Entries that are left at most, at least 1
+    rebuilds = property(lambda self: self.mixer.rebuilds)
+    reads_apart = property(lambda self: self.mixer.reads_apart)
+    by_width = property(lambda self: getattr(self.mixer, "by_width", False))
+
+    def __post_init__(self):
+        if not isinstance(self.mixer, Mixer) or isinstance(self.mixer, GaussianMixer):
+            raise TypeError("`mixer` must be one that draws weights (`DirichletMixer`, `PlainMixer`, ...), "
+                            f"got {self.mixer!r}.")
+        if self.cut != int(self.cut) or self.cut < 1:
+            raise ValueError(f"`cut` must be a whole number of at least 1, got {self.cut}.")
 
     def __call__(self, dist: TokenDist, ctx) -> SoftToken:
         "Draw, then cut; the read-out is the mixer's."
-        soft = self.mixer(dist, ctx)
-        return replace(soft, dist=cut_to(soft.dist, self.cut))
+        return self._cut(self.mixer(dist, ctx))
+
+    def feed(self, draw: dict, dist: TokenDist) -> SoftToken:
+        "What a draw makes of a distribution, cut."
+        return self._cut(self.mixer.feed(draw, dist))
 
     def log_prob(self, draw: dict, dist: TokenDist) -> Tensor:
         "Of what was drawn: the cut is a function of it."
         return self.mixer.log_prob(draw, dist)
+
+    def divergence(self, dist: TokenDist, other: TokenDist, draw: dict | None = None) -> Tensor:
+        "Of what was drawn, as it is what is scored."
+        return self.mixer.divergence(dist, other, draw)
+
+    def _cut(self, soft): return replace(soft, dist=cut_to(soft.dist, self.cut))
 
 # %% ../nbs/07a_recipes.ipynb #be923154
 @published(
@@ -413,13 +432,18 @@ def soft_tokens(
 class MultiplexMixer(KSampleMixer):
     "`k` drawn tokens, by their number or by their probability."
     by_probability: bool = False  # Weigh each draw by its probability
+    rebuilds = property(lambda self: self.by_probability)  # These weights are the model's own
 
     def __call__(self, dist: TokenDist, ctx) -> SoftToken:
         "Draw the tokens; the read-out is the first."
         soft = super().__call__(dist, ctx)
-        if not self.by_probability: return soft
-        weights = soft.dist.probs * dist.probs
-        return replace(soft, dist=TokenDist(dist.ids, weights / weights.sum(-1, keepdim=True)))
+        return self.feed(soft.draw, dist) if self.by_probability else soft
+
+    def feed(self, draw: dict, dist: TokenDist) -> SoftToken:
+        "The drawn tokens, weighed by their probabilities in a distribution on the support of the draw."
+        slots, p = draw["slots"], dist.probs.clamp_min(torch.finfo(dist.probs.dtype).tiny)
+        weights = torch.zeros_like(p).scatter_add(-1, slots, torch.ones_like(slots, dtype=p.dtype)) * p
+        return SoftToken(TokenDist(dist.ids, weights / weights.sum(-1, keepdim=True)), draw["token"], draw)
 
 # %% ../nbs/07a_recipes.ipynb #02df9317
 @published(

@@ -26,14 +26,26 @@ from transformers.trainer_utils import EvalLoopOutput
 from .dist import Sampling
 from .soft_embed import mix_embeds
 from .gumbel import GumbelMixer
-from .rollout import Phase, State, soft_rollout
+from .rollout import Phase, State, soft_rollout, text_room
 from .decode import bound_think
 from .think import Think, after_span
 from .train import evaluating
 from .trainer import SafeTrainer, SafeTrainingArguments, max_over_processes, prompt_ids
 from .rl import (
     LOSS_TYPES, Draws, check_scored, gae_advantages, group_advantages, logits_again, mean_loss, policy_loss,
-    step_entropy, step_logps, support_kl)
+    step_entropy, step_logps, support_kl, text_mask)
+
+# %% ../nbs/08a_rl_trainer.ipynb #08achopt
+def _check_options(
+    args,  # Options
+    names,  # Of some of them
+    rule: str,  # What they must be
+    ok: Callable,  # Value -> whether it is so
+):
+    "Raise for the first option that breaks the rule; None is off."
+    for name in names:
+        if (value := getattr(args, name)) is not None and not ok(value):
+            raise ValueError(f"`{name}` must be {rule}, got {value}.")
 
 # %% ../nbs/08a_rl_trainer.ipynb #b8da8123
 @dataclass
@@ -77,17 +89,17 @@ class SoftGRPOConfig(SafeTrainingArguments):
 
     def _check_numbers(self):
         "Counts, weights and shares are where they mean something."
-        for name in ("max_completion_length", "num_generations", "num_iterations", "steps_per_generation"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        if not 0 <= self.pathwise <= 1:
-            raise ValueError(f"`pathwise` must be in [0, 1], got {self.pathwise}.")
-        if not self.answer_temperature > 0:
-            raise ValueError("`answer_temperature` must be positive, or nothing is drawn, "
-                             f"got {self.answer_temperature}.")
-        for name in ("beta", "epsilon", "epsilon_high", "soft_epsilon", "importance_cap"):
-            if (value := getattr(self, name)) is not None and not value >= 0:
-                raise ValueError(f"`{name}` must be at least 0, got {value}.")
+        counts = "max_completion_length", "num_generations", "num_iterations", "steps_per_generation"
+        _check_options(self, counts, "a whole number of at least 1", lambda x: x >= 1 and x == x // 1)
+        for name in counts: setattr(self, name, int(getattr(self, name)))
+        _check_options(self, ["pathwise"], "in [0, 1]", lambda x: 0 <= x <= 1)
+        _check_options(self, ["soft_power"], "in (0, 1]", lambda x: 0 < x <= 1)
+        _check_options(self, ["answer_temperature"], "positive and finite", lambda x: 0 < x < math.inf)
+        _check_options(self, ["epsilon", "epsilon_high", "soft_epsilon", "importance_cap"], "at least 0",
+                       lambda x: x >= 0)
+        _check_options(self, ["beta"], "at least 0 and finite", lambda x: 0 <= x < math.inf)
+        _check_options(self, ["entropy_coef"], "finite", math.isfinite)
+        _check_options(self, ["reward_weights"], "finite", lambda x: all(map(math.isfinite, x)))
 
     def _check_batches(self):
         "Groups stay whole on a process, updates within a generation."
@@ -234,6 +246,15 @@ def _checked(name, values, n):
             raise RewardError(f"The reward {name!r} must be finite or None, got {x} for completion {i}.")
     return torch.tensor([math.nan if x is None else float(x) for x in values], dtype=torch.float64)
 
+# %% ../nbs/08a_rl_trainer.ipynb #08apadi0
+@contextmanager
+def _pad_id(model, pad):
+    "Let a classifier take `pad` for its pad while it runs: it answers at the last token that is none."
+    config = model.config.get_text_config()
+    was, config.pad_token_id = config.pad_token_id, pad
+    try: yield
+    finally: config.pad_token_id = was
+
 # %% ../nbs/08a_rl_trainer.ipynb #3984bca0
 class ModelReward:
     "A classifier with one logit as a reward function."
@@ -246,16 +267,20 @@ class ModelReward:
             raise ValueError(f"A reward model must have one logit, got {model.config.num_labels} labels.")
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
         self.__name__ = reward_name(model)
-        if model.config.pad_token_id is None: model.config.pad_token_id = tokenizer.pad_token_id
 
     @torch.no_grad()
     def __call__(self, prompts, completions, **kwargs):
         talks = [p + c if isinstance(p, list) else p + str(c) for p, c in zip(prompts, completions)]
         texts = [x if isinstance(x, str) else self.tokenizer.apply_chat_template(x, tokenize=False)
                  for x in talks]
-        batch = self.tokenizer(texts, return_tensors="pt", padding=True, padding_side="right",
-                               add_special_tokens=False)
-        return self.model(**batch.to(self.model.device)).logits[:, 0].float().tolist()
+        pad = self.tokenizer.pad_token_id
+        batch = self.tokenizer(texts, padding=pad is not None, padding_side="right", add_special_tokens=False)
+        if len({len(ids) for ids in batch["input_ids"]}) > 1:
+            raise ValueError("The tokenizer of a reward model needs a pad token, for texts that differ in "
+                             "length; set its `pad_token`.")
+        batch = batch.convert_to_tensors("pt").to(self.model.device)
+        with _pad_id(self.model, -1 if pad is None else pad):
+            return self.model(**batch).logits[:, 0].float().tolist()
 
 # %% ../nbs/08a_rl_trainer.ipynb #0282255b
 class PolicyModule(nn.Module):
@@ -335,13 +360,13 @@ def draw(
 # %% ../nbs/08a_rl_trainer.ipynb #408ccdbd
 @dataclass
 class _Ends:
-    "An end token in the answer ends a row; a read-out of a soft step does not."
+    "An end token before or after the span ends a row; a read-out of a soft step does not."
     ids: tuple
     needs_info = True
 
     def __call__(self, input_ids, scores, info):
         ends = torch.isin(info.token, torch.tensor(self.ids, device=info.token.device))
-        return ends & (info.phase == Phase.ANSWER)
+        return ends & ((info.phase == Phase.WAIT) | (info.phase == Phase.ANSWER))
 
 # %% ../nbs/08a_rl_trainer.ipynb #e7ab4f1a
 @patch
@@ -462,7 +487,7 @@ def _row_lists(train, evaluation):
 @patch
 def room(self: SoftGRPOTrainer) -> int | None:  # Tokens; None: any
     "The longest prompt that leaves the context room for a completion."
-    limit = getattr(self.soft.model.config.get_text_config(), "max_position_embeddings", None)
+    limit = text_room(self.soft.model)
     if limit is not None and limit <= (most := self.args.max_completion_length):
         raise ValueError("`max_completion_length` must leave room for a prompt in the context of "
                          f"{limit} tokens, got {most}.")
@@ -748,7 +773,8 @@ def rewards(
 ) -> Tensor:  # `(b,)`, the weighted sum of all rewards
     "Ask the reward functions, and note what they said."
     said, extra = self._said(rows, state, infos), {}
-    columns = {k: [row.get(k) for row in rows] for k in rows[0] if k not in ("prompt", "input_ids")}
+    names = dict.fromkeys(k for row in rows for k in row if k not in ("prompt", "input_ids"))
+    columns = {k: [row.get(k) for row in rows] for k in names}
     columns = dict(after_span=said.pop("after_span")) | columns
     each = call_rewards(self.reward_funcs, dict(
         columns, **said, trainer_state=self.state, log_extra=extra.__setitem__,
@@ -996,11 +1022,18 @@ def floating_point_ops(self: SoftGRPOTrainer, inputs): return 0  # of rows, whic
 class SoftPPOConfig(SoftGRPOConfig):
     "The same options, and those of the value function."
     num_generations: int = 1  # Completions per prompt
-    gamma: float = 1.  # Discount of a step
-    lam: float = .95  # 1: all later rewards count; 0: one step and the next value
+    gamma: float = 1.  # Discount of a step, in [0, 1]
+    lam: float = .95  # In [0, 1]; 1: all later rewards count; 0: one step and the next value
     vf_coef: float = .1  # Weight of the value loss
     cliprange_value: float | None = .2  # A value may move by so much per generation; None: any
     whiten_advantages: bool = True  # Mean 0 and deviation 1 over the steps of a generation
+
+    def _check_numbers(self):
+        "The same, and those of the value function."
+        super()._check_numbers()
+        _check_options(self, ["gamma", "lam"], "in [0, 1]", lambda x: 0 <= x <= 1)
+        _check_options(self, ["vf_coef"], "at least 0 and finite", lambda x: 0 <= x < math.inf)
+        _check_options(self, ["cliprange_value"], "at least 0", lambda x: x >= 0)
 
 # %% ../nbs/08a_rl_trainer.ipynb #e5c855e6
 class ValueHead(nn.Module):
@@ -1017,7 +1050,8 @@ class ValueHead(nn.Module):
         self,
         hidden: Tensor,  # `(b, s, d)`
     ) -> Tensor:  # `(b, s)`
-        return self.linear(hidden.to(self.linear.weight.dtype))[..., 0]
+        with torch.autocast(hidden.device.type, enabled=False):  # which would round to bfloat16
+            return self.linear(hidden.to(self.linear.weight.dtype))[..., 0]
 
     def save_pretrained(self, folder, state_dict=None):
         from safetensors.torch import save_file
@@ -1070,11 +1104,11 @@ def advantages(
 # %% ../nbs/08a_rl_trainer.ipynb #08amomt0
 @patch
 def _moments(self: SoftPPOTrainer, x):
-    "Mean and deviation of numbers, over all processes."
+    "Mean and deviation of numbers, over all processes; one number deviates by 0."
     add = lambda *x: self.accelerator.reduce(torch.stack(x), "sum")
     total, n = add(x.sum(), torch.full_like(x.sum(), x.numel()))
     squares, = add((x - total / n).square().sum())
-    return total / n, (squares / (n - 1)).sqrt()
+    return total / n, (squares / (n - 1).clamp_min(1)).sqrt()
 
 # %% ../nbs/08a_rl_trainer.ipynb #55db3915
 @patch
@@ -1108,11 +1142,12 @@ def pathwise_reward(
     fed = torch.stack([mix_embeds(info.belief, embedding) for info in infos], 1)  # (b, s, d)
     embeds = torch.cat([embedding(state.input_ids[:, :start]).to(fed.dtype), fed], 1)
     alive = torch.stack([info.phase for info in infos], 1) != Phase.DONE
-    mask = torch.cat([state.model_kwargs["attention_mask"][:, :start].bool(), alive], 1)
+    mask = torch.cat([text_mask(state)[:, :start].bool(), alive], 1)
     order = mask.long().argsort(dim=-1, stable=True)  # pads to the left: the last position is the row's last
     embeds, mask = embeds.gather(1, order[..., None].expand_as(embeds)), mask.gather(1, order)
     places = (mask.cumsum(-1) - 1).clamp_min(0)
-    return judge(inputs_embeds=embeds, attention_mask=mask.long(), position_ids=places).logits[:, 0]
+    with _pad_id(judge, -1):  # of vectors it reads the last
+        return judge(inputs_embeds=embeds, attention_mask=mask.long(), position_ids=places).logits[:, 0]
 
 # %% ../nbs/08a_rl_trainer.ipynb #1642eacc
 @patch

@@ -22,7 +22,7 @@ from .cache import cache_of, is_stateful, replace_cache
 from .decode import (
     AnswerRules, CacheNames, ContextLimit, bound_think, cache_field, check_config, check_ids, check_options,
     check_prompt, eval_mode, kept_outputs, soft_decode, span_filler, span_report, split_filters,
-    stopping_limits, through_generate)
+    stopping_limits, through_generate, vocab_size_of)
 from .dist import TokenDist, top_entries, step_generators
 from .gumbel import gumbel_noise
 from .rollout import (
@@ -539,6 +539,7 @@ def soft_beam_decode(
     kind = _FoldedSearch if isinstance(beams, Collapse) else _BeamSearch
     with eval_mode(model):
         state = State.begin(input_ids, model_kwargs, think, model)
+        state = replace(state, vocab_size=vocab_size_of(model, tokenizer))
         criteria = stopping_criteria or []
         filler = None if stop_while_thinking else span_filler(model, config, state, think, criteria)
         stopping, steps = _stopping(model, embedding, state, criteria, config, filler)

@@ -1199,6 +1199,9 @@ def accuracy(
     **kwargs,
 ) -> dict[str, float]:  # `accuracy`; `se`, its standard error over groups; `n` problems
     "The share of problems whose answer is right."
+    if "think" in kwargs:
+        raise ValueError("`accuracy` thinks for `steps`, or up to the marker of the problems; `compare` takes other "
+                         "policies as `think`.")
     longest = lambda texts: max(map(len, _all_ids(tokenizer, texts, add_special_tokens=False)))
     if steps is None: steps = longest([p.sep.join(["", *p.chain]) for p in problems])
     end, answer = problems[0].end, longest([p.sep + p._tail for p in problems])

@@ -686,6 +686,9 @@ def _check_draw(mixer, noise):
     if not hasattr(mixer, "noise_for"):
         raise ValueError("The parallel engine runs a mixer several times on one draw, but "
                          f"{type(mixer).__name__} draws anew in every pass; use engine='sequential'.")
+    if callable(getattr(mixer, "tau", None)) and not isinstance(mixer.tau, Tensor):
+        raise ValueError("The parallel engine has no steps in time, and `tau` is a function of them; give a number, "
+                         "or use engine='sequential'.")
     if noise is None:
         raise ValueError("The parallel engine runs a mixer several times on one draw: give its `noise` "
                          "(`mixer.noise_for`), or use the sequential one.")
@@ -819,7 +822,8 @@ def _logits_led(model, batch, guidance, plugs, agree=None, log=None):
     vectors = _in_time(model, batch, guidance, plugs, span)[0]
     logits, _ = forward(model, replace(state, soft=replace(state.soft, embeds=vectors)))
     if log is not None:
-        entropy = -(logits[:, :-1].softmax(-1) * logits[:, :-1].log_softmax(-1)).sum(-1)
+        log_p = _log_probs(logits)
+        entropy = -(log_p.exp() * log_p).sum(-1)
         log.update(_fed_sums(model, batch, vectors, entropy))
     return logits
 
@@ -836,7 +840,8 @@ def _marginal(model, batch, guidance, samples, agree=None):
     total = None
     for sample in range(samples):
         plugs = dict(sampling=None, mixer=_sampled, generator=_row_generators(batch, sample + 1))
-        log_probs = _logits_led(model, batch, guidance, plugs, agree).log_softmax(-1)
+        logits = _logits_led(model, batch, guidance, plugs, agree)
+        log_probs = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         total = log_probs if total is None else torch.logaddexp(total, log_probs)
     return total - math.log(samples)
 

@@ -6,7 +6,7 @@
 __all__ = ['ROW_COLUMNS', 'LOSS_MASKS', 'UNUSED_COLUMNS', 'REFUSED_ARGUMENTS', 'REFUSED_OPTIONS', 'NOTE', 'PROMPT_FILE',
            'encode_row', 'prompt_ids', 'encode_rows', 'EncodedRows', 'EncodedStream', 'SoftCollator', 'soft_targets',
            'SoftModule', 'max_over_processes', 'SafeTrainingArguments', 'SoftTrainingArguments', 'SafeTrainer',
-           'SoftTrainer', 'Anneal', 'freeze', 'complete_checkpoints', 'checkpoint_note']
+           'SoftTrainer', 'unmarked', 'Anneal', 'freeze', 'complete_checkpoints', 'checkpoint_note']
 
 # %% ../nbs/03a_trainer.ipynb #03atr003
 import copy, json, math, re, shutil, time, uuid, warnings, zipfile
@@ -117,6 +117,8 @@ def _text_row(row, tokenizer, think):
     has = lambda name: row.get(name) is not None
     talks = has("messages") or isinstance(row.get("prompt"), (list, tuple))
     if talks: return _chat_row(row, tokenizer, think)
+    for name in ("prompt", "completion"):
+        if name in row and not has(name) and not has("text"): raise ValueError(f"`{name}` is null; give text.")
     pair = has("prompt") and has("completion")
     for name in ("prompt", "completion") if pair else ("text",):
         if has(name) and not isinstance(row[name], str):
@@ -625,9 +627,11 @@ class SoftTrainingArguments(SafeTrainingArguments):
         if self.engine not in ENGINES:
             raise ValueError(f"`engine` must be one of {', '.join(ENGINES)}, got {self.engine!r}.")
         if self.engine == "sequential": self.passes = self.hops = self.tolerance = None
-        for name, least in dict(floor_samples=0, max_length=2, tolerance=0, kl_weight=0).items():
-            if (value := getattr(self, name)) is not None and not value >= least:
-                raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        least = dict(floor_samples=0, max_length=2, tolerance=0, kl_weight=0, passes=1, hops=0)
+        for name, low in least.items():
+            if (value := getattr(self, name)) is not None and not value >= low:
+                raise ValueError(f"`{name}` must be at least {low}, got {value}.")
+        if not math.isfinite(self.beta): raise ValueError(f"`beta` must be a finite number, got {self.beta}.")
         self.schedule(), self.sampling()
         super().__post_init__()
         if kinds := self.checkpointed() if self.engine == "sequential" else ():
@@ -641,7 +645,8 @@ class SoftTrainingArguments(SafeTrainingArguments):
 
     def sampling(self) -> Sampling | None:  # None: the full softmax
         "The mixing filters."
-        sampling = Sampling(self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+        warm = None if self.temperature == 1 else self.temperature
+        sampling = Sampling(warm, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
         return None if sampling == Sampling() else sampling
 
 # %% ../nbs/03a_trainer.ipynb #03asafe0
@@ -732,9 +737,11 @@ class SoftTrainer(SafeTrainer):
         **kwargs,  # Of `transformers.Trainer`
     ):
         args = SoftTrainingArguments("soft_model") if args is None else args
+        if sampling is not None and args.sampling() is not None:
+            raise ValueError("`sampling` and the filters of `args` say the same thing twice; leave one of them out.")
         self.plugs = dict(sampling=sampling, mixer=mixer, guidance_schedule=guidance_schedule,
                           reference=reference)
-        self._tokenizer, self.dropped, self._sums = processing_class, [], {}
+        self._tokenizer, self.dropped, self._sums, self._read_with = processing_class, [], {}, None
         self._ids_too = data_collator is None
         pad = getattr(processing_class, "pad_token_id", None) or 0
         collate = SoftCollator(pad) if data_collator is None else _Complete(data_collator)
@@ -793,8 +800,19 @@ def make_module(
 
 # %% ../nbs/03a_trainer.ipynb #a403e174
 @patch
+def _check_reading(self: SoftTrainer):
+    "Refuse arguments of reading that have changed since rows were read; the first rows say what they are."
+    now = {name: getattr(self.args, name) for name in ("think_start", "think_end", "max_length", "drop_unusable")}
+    if self._read_with is None: self._read_with = now
+    for name, was in self._read_with.items():
+        if now[name] != was:
+            raise ValueError(f"`{name}` was {was!r} when rows were read, and is {now[name]!r} now; make a new "
+                             "trainer with it.")
+
+@patch
 def _settle(self: SoftTrainer):
     "Do as the arguments say now: a search changes them from one training to the next."
+    self._check_reading()
     self.share = self.plugs["guidance_schedule"] or self.args.schedule()
     for name in ("engine", "passes", "hops", "tolerance", "guidance", "beta", "kl_weight"):
         self.soft.options[name] = getattr(self.args, name)
@@ -845,6 +863,31 @@ def _check_optimizer(optimizer, module):
                          "with its adapters, or leave it out.")
 
 # %% ../nbs/03a_trainer.ipynb #0c4485fe
+def unmarked(
+    rows,  # With `input_ids`
+    tokenizer,  # Of the model
+    mark: str,  # Text around what is soft
+    most: int = 1000,  # How many rows are counted; beyond them, rows are read until one has it
+) -> tuple[int, int]:  # Rows without it, and rows that were read; all of them where none has it
+    "Rows in which a text is not there, prompt and template included."
+    finder, lacking = span_finder(mark, None, tokenizer), 0
+    for n, row in enumerate(rows, 1):
+        lacking += int(finder.after(torch.tensor([row["input_ids"]])) < finder.opened)
+        if n >= most and lacking < n: break
+    return lacking, n
+
+@patch
+def _check_marks(self: SoftTrainer, rows):
+    "Refuse a text around the soft part that no row has, and say how many lack it: they would be soft to their ends."
+    for name in ("think_start", "think_end"):
+        if (mark := getattr(self.args, name)) is None: continue
+        lacking, n = unmarked(rows, self._tokenizer, mark)
+        if lacking == n:
+            raise ValueError(f"`{name}` {mark!r} is in no row of the data; give a text that is there, or leave it out.")
+        if lacking:
+            part = "nothing of them is soft" if name == "think_start" else "all of their completions is soft"
+            warnings.warn(f"`{name}` {mark!r} is not in {lacking} of {n} rows that were counted: {part}.")
+
 @patch
 def encode(
     self: SoftTrainer,
@@ -853,11 +896,14 @@ def encode(
 ):  # The same kind of data set, with ids
     "Rows as the trainer reads them."
     if rows is None or isinstance(rows, str): return rows
+    self._check_reading()
     if isinstance(rows, dict): return {k: self.encode(v, to_evaluate) for k, v in rows.items()}
     dropped = self.dropped if self.args.drop_unusable else None
     think = self.args.think_start, self.args.think_end
     made = encode_rows(rows, self._tokenizer, dropped=dropped, ids=self._ids_too, think=think,
                        max_length=self.args.max_length, context=text_room(self.soft.model))
+    first = None if isinstance(rows, torch.utils.data.IterableDataset) else rows[0]
+    if isinstance(first, dict) and "input_ids" not in first: self._check_marks(made)
     if not (to_evaluate and self.args.world_size > 1 and isinstance(made, EncodedStream)): return made
     return list(made)  # of a stream nobody could tell the rows that accelerate repeats
 
@@ -1309,6 +1355,10 @@ def train(
     "Train, from the beginning or from a checkpoint."
     if not any(p.requires_grad for p in self.model.parameters()):
         raise ValueError("Nothing of `model` is trained: all of its parameters are frozen.")
+    trained = [(name, p.dtype) for name, p in self.model.named_parameters() if p.requires_grad]
+    if half := [name for name, dtype in trained if dtype == torch.float16]:
+        raise ValueError(f"`{half[0].removeprefix('model.')}` is trained in float16, where steps of an optimizer "
+                         "underflow; load the model in float32 or bfloat16, or train adapters.")
     if resume_from_checkpoint is True: resume_from_checkpoint = self._newest()
     elif not resume_from_checkpoint: self._warn_of_others()
     if resume_from_checkpoint:
