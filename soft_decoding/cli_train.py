@@ -133,7 +133,7 @@ def _check_unused(o):
 
 # %% ../nbs/12_cli_train.ipynb #12marks0
 def _check_marks(rows, tokenizer, o):
-    "Lines on rows that lack a text around the soft part; refuse one around the soft part that none has, prompt and template included."
+    "What is said of rows that lack a text around the soft part; one that no row has, prompt included, is refused."
     lines = []
     from soft_decoding.trainer import unmarked
     for k in ("think_start", "think_end"):

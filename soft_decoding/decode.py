@@ -596,7 +596,10 @@ def _user_criteria(criteria, stop_strings, configs, tokenizer):
     return StoppingCriteriaList([*criteria, StopStringCriteria(tokenizer, stop_strings)])
 
 # %% ../nbs/02c_decode.ipynb #6e39e8dc
-def vocab_size_of(model, tokenizer):
+def vocab_size_of(
+    model,  # A causal language model
+    tokenizer,  # Of the model, or None
+) -> int | None:  # None: every row of the embedding has a token, or nobody can tell
     "One more than the largest id with a token, if the table has padding rows behind it; else None."
     rows = table_size(model.get_input_embeddings())
     if tokenizer is None or rows is None or len(tokenizer) >= rows: return None
