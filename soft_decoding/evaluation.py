@@ -240,7 +240,17 @@ def by_generate(
     generators: list,  # One per row
     budget: int,  # New tokens at most
 ) -> list[Reply]:
-    "Replies of transformers' `generate`."
+    "Replies of transformers' `generate`; rows whose context ends before the budget does run by themselves."
+    limit, lengths, replies = context_length(model), inputs["attention_mask"].sum(-1).tolist(), {}
+    rooms = [budget if limit is None else min(budget, limit - n) for n in lengths]
+    for room in {*rooms}:
+        rows = [i for i, r in enumerate(rooms) if r == room]
+        part = {k: v[rows] for k, v in inputs.items()}
+        replies |= zip(rows, _generated(model, tokenizer, arm, part, [generators[i] for i in rows], room))
+    return [replies[i] for i in range(len(rooms))]
+
+def _generated(model, tokenizer, arm, inputs, generators, budget):
+    "Replies to rows that have the same room."
     watch = RowSampler(arm.sampling, generators if arm.draws else None)
     options = {k: v for k, v in arm.options.items() if k != "do_sample"}
     processors = [*options.pop("logits_processor", []), watch]
