@@ -10,6 +10,7 @@ __all__ = ['OWN', 'harness', 'own_arguments', 'asked_span', 'soft_settings', 'ta
 import difflib, inspect, logging, re, sys
 from collections import Counter
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from .decode import soft_generate
 from .dist import Sampling
 from .evaluation import FILTERS
 from .journal import row_seed
+from .learnable_temp import CONFIG, LearnableSampling
 from .recipes import RECIPES, check_recipe, recipe, shortly
 from .rollout import Phase
 from .think import Think, after_span, find_markers, span_of
@@ -79,6 +81,8 @@ def asked_span(
     "The span that the model arguments ask for."
     start, end, cold = own.get("think_start"), own.get("think_end"), {k: own[k] for k in _COLD if k in own}
     if isinstance(end, int): end = [end]
+    if "patience" in cold and "entropy_threshold" not in cold:
+        raise ValueError("`patience` does nothing without `entropy_threshold`; add it.")
     if not any(k in own for k in (*_SPAN, "entropy_threshold")):
         if find_markers(tokenizer) is not None: return Think.of(tokenizer, **cold)
         return Think(max_tokens=steps, **cold)
@@ -89,13 +93,16 @@ def soft_settings(
     tokenizer,  # Of the model
     own: dict,  # Model arguments of ours
     steps: int = DEFAULTS["other"]["think"],  # Soft steps where nothing ends them
+    learned=None,  # The sampling that was trained with the model, for where no filter is given
 ) -> dict:  # Arguments of `soft_generate`
     "What the model arguments ask of soft decoding."
     own = {k: v for k, v in own.items() if k != "seed"}
     snap = {k: own.pop(k) for k in ("snap",) if k in own}
     if "recipe" in own: return snap | _recipe_settings(tokenizer, own, steps)
     filters = {k: own.get(k) or None if k == "top_k" else own.get(k) for k in FILTERS}
-    return snap | _mixing(own) | dict(sampling=Sampling(**filters), think=asked_span(tokenizer, own, steps))
+    given = learned is None or own.keys() & {*FILTERS}
+    sampling = Sampling(**filters) if given else learned
+    return snap | _mixing(own) | dict(sampling=sampling, think=asked_span(tokenizer, own, steps))
 
 def _mixing(own):
     "The mixer, with its settings."
@@ -175,7 +182,10 @@ class SoftGeneration:
         begin(where, think_end_token=own.get("think_end"), **rest)
         if self.backend != "causal":
             raise NotImplementedError(f"The model `soft` decodes causal models, got a {self.backend} model.")
-        self.soft = soft_settings(self.tokenizer, own, steps)
+        learned = _learned(rest.get("peft") or where, self.device)
+        self.soft = soft_settings(self.tokenizer, own, steps, learned)
+        if learned is not None and self.soft.get("sampling") is learned:
+            _say_once(f"mixing as trained with the model: {learned.extra_repr()}")
         self.think_end_token = _end_token(self.soft.get("think"), own, self.tokenizer)
         self.published, self.seed, self.asked = "recipe" in own, own.get("seed", 0), Counter()
 
@@ -198,6 +208,11 @@ class SoftGeneration:
 def _say_once(text):
     "A line in the harness's log, once."
     logging.getLogger("lm_eval.soft").warning(text)
+
+def _learned(folder, device):
+    "The sampling that was trained with the model; None: there is none."
+    if not (Path(folder).expanduser() / CONFIG).is_file(): return None
+    return LearnableSampling.from_pretrained(Path(folder).expanduser()).to(device)
 
 def _end_token(think, own, tokenizer):
     "The end marker as the harness takes it: an id if it is one token, else its text; None: there is none."

@@ -849,6 +849,11 @@ def _with_adapters(model, config, seed):
     if getattr(model, "peft_config", None):
         raise ValueError("`model` has adapters already, and `peft_config` starts from a whole model: merge "
                          "them first (`merge_and_unload`), or leave out `peft_config` to train those.")
+    floats = [p.requires_grad for p in model.parameters() if p.is_floating_point()]
+    if any(floats) and not all(floats):
+        raise ValueError("`model` has parts that are frozen, and `peft_config` leaves all of it as it is and puts "
+                         "adapters beside the frozen parts, too: leave out `freeze`, and name the layers to train in "
+                         "`peft_config` (`layers_to_transform`).")
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # the Trainer seeds only later
         return get_peft_model(model, config)
