@@ -108,6 +108,9 @@ def _recipe_options(options, tokenizer, common):
 def _check_arm(arm):
     "Refuse what would be run in vain."
     name, options = f"decoder {arm.name!r}", arm.options
+    if arm.name in BASELINES and arm.door != "generate":
+        raise ValueError(f"{name} would be soft, under the name of a baseline that is not: add `soft=False`, or "
+                         "call it otherwise.")
     if not isinstance(arm.votes, int) or arm.votes < 1:
         raise ValueError(f"{name}: `votes` must be a whole number of at least 1, got {arm.votes!r}.")
     for k in ("do_sample", "stochastic"):

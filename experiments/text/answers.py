@@ -27,7 +27,7 @@ from records import opened  # noqa: E402
 RECORD = Path(__file__).parents[2] / "results/text_answers.json"
 STEPS, NEW = 16, 96
 SPAN = Think(max_tokens=STEPS)
-CONTROLS = dict(greedy={}, sampled=dict(do_sample=True, temperature=1., top_k=10), mixture=dict(think=SPAN, temperature=1., top_k=10))
+CONTROLS = dict(greedy=dict(soft=False), sampled=dict(soft=False, do_sample=True, temperature=1., top_k=10), mixture=dict(think=SPAN, temperature=1., top_k=10))
 METHODS = {name: dict(recipe=name, **({} if name in SPANLESS else dict(think=SPAN)), **CHANGES.get(name, {})) for name in NAMES}
 DECODERS = CONTROLS | METHODS
 
