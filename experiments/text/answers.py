@@ -3,12 +3,13 @@
     python experiments/text/trained.py teacher_lora guided_lora --minutes 15 --seeds 1 --adapters FOLDER --record FOLDER/log.json
     python experiments/text/answers.py                                  the model as it is
     python experiments/text/answers.py guided=FOLDER/guided_lora_1      with an adapter, under the name "guided"
-    python experiments/text/answers.py --decoders greedy mixture teacher=FOLDER/teacher_lora_1
+    python experiments/text/answers.py --decoders greedy mixture -- teacher=FOLDER/teacher_lora_1
+    python experiments/text/answers.py --rules                          what rules without a model answer
 
 Questions are those of `untrained.py`, 100 of GSM8K and 100 of SVAMP; replies have 96 tokens, the first 16 of them soft. Every reply is kept beside the
 record, in `answers_NAME.jsonl` of --keep, from which the same command goes on; `results/text_answers.json` has who was right.
 """
-import argparse, os, platform, sys
+import argparse, math, os, platform, re, sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from transformers.utils import logging
 
 from soft_decoding import Think, compare
 from soft_decoding.evaluation import problem_ids
+from soft_decoding.tasks import parse_number
 from recipes import CHANGES, NAMES, load
 from untrained import BATCH, FOLDER, NAME, QUESTIONS, SPANLESS, problems
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -30,6 +32,10 @@ SPAN = Think(max_tokens=STEPS)
 CONTROLS = dict(greedy=dict(soft=False), sampled=dict(soft=False, do_sample=True, temperature=1., top_k=10), mixture=dict(think=SPAN, temperature=1., top_k=10))
 METHODS = {name: dict(recipe=name, **({} if name in SPANLESS else dict(think=SPAN)), **CHANGES.get(name, {})) for name in NAMES}
 DECODERS = CONTROLS | METHODS
+
+
+RULES = {"the difference of the last two numbers": lambda ns: abs(ns[-1] - ns[-2]), "the largest number minus the smallest": lambda ns: max(ns) - min(ns),
+         "the sum of all numbers": sum, "the product of all numbers": math.prod, "the last number": lambda ns: ns[-1]}
 
 
 def asked(): return [p for _, _, p in problems()]
@@ -56,12 +62,22 @@ def run(name, adapter, decoders, keep):
         print(name, decoder, *(sum(right for right, (data, _, _) in zip(row["right"], problems()) if data == part) for part in ("gsm8k", "svamp")), flush=True)
 
 
+def by_rules():
+    "Which questions a rule solves that reads nothing but the numbers in them; a question with one number has that number twice."
+    found = [[float(x.replace(",", "")) for x in re.findall(r"\d[\d,]*(?:\.\d+)?", p.prompt)] for p in asked()]
+    solved = lambda rule, ns, p: int(bool(ns) and math.isclose(rule(ns * (2 if len(ns) == 1 else 1)), parse_number(p.answer)))
+    with opened(RECORD, header()) as record:
+        record["rules"] = {name: [solved(rule, ns, p) for ns, p in zip(found, asked())] for name, rule in RULES.items()}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["as it is"], metavar="NAME=ADAPTER")
     parser.add_argument("--decoders", nargs="+", default=list(DECODERS), choices=list(DECODERS), metavar="DECODER")
     parser.add_argument("--keep", type=Path, default=Path.home() / ".cache/soft_decoding/answers", help="folder of the replies")
+    parser.add_argument("--rules", action="store_true", help="rules instead of a model")
     args = parser.parse_args()
+    if args.rules: return by_rules()
     torch.set_num_threads(1); logging.set_verbosity_error(); logging.disable_progress_bar()
     args.keep.mkdir(parents=True, exist_ok=True)
     for given in args.models:
