@@ -32,8 +32,8 @@ from .recipes import RECIPES, PushMixer, check_recipe, recipe
 from .rollout import Phase, context_length
 from .soft_beam import soft_beam_decode
 from .soft_embed import HiddenMixer, norm_mixer, plain_mixer
-from .stats import cluster_bootstrap, holm, mcnemar, pass_at_k, share_interval
-from .tasks import Problem, load_problems, parse_number, prompt_batch
+from .stats import FEW_GROUPS, cluster_bootstrap, holm, mcnemar, pass_at_k, share_interval
+from .tasks import Problem, load_problems, prompt_batch
 from .think import Think, after_span, span_of
 
 # %% ../nbs/10_eval.ipynb #c0061a5d
@@ -325,8 +325,7 @@ def majority(
     texts: list[str],  # Replies
 ) -> int:  # Which of them
     "The first reply that gives the commonest answer."
-    said = [problem.said(text) for text in texts]
-    keys = [parse_number(s) if s and problem.kind == "number" else s for s in said]
+    keys = [problem.key(text) for text in texts]
     counts = Counter(k for k in keys if k is not None)
     return keys.index(max(counts, key=counts.get)) if counts else 0
 
@@ -745,7 +744,8 @@ def _difference(self: Comparison, name, base):
     once = all(len(a[i]) == len(b[i]) == 1 for i in a) and len(set(groups)) == len(groups)
     p = mcnemar([a[i][0] for i in a], [b[i][0] for i in a]) if once else found.p
     return dict(decoder=name, base=base, difference=found.mean, low=found.low, high=found.high, p=p,
-                groups=len(set(groups)), test="McNemar, exact" if once else "clustered bootstrap")
+                groups=len(set(groups)),
+                test="McNemar, exact" if once else "signs, exact" if len(set(groups)) <= FEW_GROUPS else "clustered bootstrap")
 
 # %% ../nbs/10_eval.ipynb #3177ecbe
 _FEW = 10  # Problems, or groups of them, of which a bootstrap interval would be too narrow to be shown

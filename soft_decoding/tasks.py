@@ -420,7 +420,9 @@ def _read_records(path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"`path` must be a file, got {path}, which does not exist.")
-    text = path.read_text(encoding="utf-8")
+    try: text = path.read_text(encoding="utf-8-sig")  # with or without the mark that Windows puts first
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path.name}: must be UTF-8, and byte {e.start} is not; save it as UTF-8.") from None
     if path.suffix == ".json":
         try: rows = json.loads(text)
         except json.JSONDecodeError as e:
@@ -813,12 +815,23 @@ def said(
     self: Problem,
     text: str,  # What a model wrote after the prompt
 ) -> str | None:  # A number as written, or the last word or words; None where there are none
-    "The answer in `text`, in the form in which answers are compared."
+    "The answer in `text`, as it is written there."
     if self.kind == "number": return extract_answer(text)
     if self.kind == "digits": return "".join((re.findall(r"\d(?: ?\d)*", text) or [""])[-1].split()) or None
     text = re.sub(r"<[^<>]*>", " ", normalize("NFC", text))
     if self.kind == "words": return _last_words(text, len(_words(self.answer)))
     return (re.findall(_NAMED, text) or [None])[-1]
+
+# %% ../nbs/09_tasks.ipynb #09keyof0
+@patch
+def key(
+    self: Problem,
+    text: str,  # What a model wrote after the prompt
+) -> Fraction | str | None:  # None where there is no answer
+    "What equal answers have in common: the number, or the words without regard to case."
+    said = self.said(text)
+    if said is None or self.kind == "number": return said and parse_number(said)
+    return said if len(said) == 1 else said.casefold()
 
 # %% ../nbs/09_tasks.ipynb #e731c93b
 @patch
@@ -830,8 +843,8 @@ def check(
 ) -> bool:
     "Whether `text` ends in the right answer."
     if self.kind == "number": return check_answer(text, self.answer, **kwargs)
-    last = self.said(text)
-    return last is not None and last == self.said(self.answer)
+    last = self.key(text)
+    return last is not None and last == self.key(self.answer)
 
 # %% ../nbs/09_tasks.ipynb #5f2c014b
 def _word_records(path, task, name, hub, split):
@@ -920,7 +933,7 @@ def _row_problem(where, row, prompt, answer, template):
     "One row as a problem; a column `group` names its group."
     _need(where, row, prompt, answer)
     for name in (prompt, answer):
-        if row[name] is None or not str(row[name]).strip(): raise ValueError(f"{where}: `{name}` is empty.")
+        if row[name] is None or row[name] != row[name] or not str(row[name]).strip(): raise ValueError(f"{where}: `{name}` is empty.")
         if isinstance(row[name], bool) or not isinstance(row[name], (str, Real)):
             raise ValueError(f"{where}: `{name}` must be text or a number, got a {type(row[name]).__name__}.")
     text, (gold, marks) = str(row[prompt]), _gold(where, answer, str(row[answer]).strip())
