@@ -62,7 +62,7 @@ def _filled(given):
     mask = given.get("attention_mask", torch.ones_like(ids))
     labels = given.get("labels")
     if labels is None: labels = ids.masked_fill(mask == 0, -100) if mask.shape == ids.shape else ids
-    soft = given.get("soft_mask", torch.ones_like(ids)).bool()
+    soft = given.get("soft_mask", labels != -100 if "labels" in given else torch.ones_like(ids)).bool()
     out = dict(attention_mask=mask, labels=labels, soft_mask=soft)
     for name, x in out.items():
         if x.shape == ids.shape: continue

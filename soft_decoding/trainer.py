@@ -41,7 +41,7 @@ def encode_row(
     context: int | None = None,  # The model's limit in tokens; None: any
 ) -> dict:  # `input_ids`, `labels`, `soft_mask`: lists, one entry per token
     "Ids of one row, where the loss is asked, and where inputs may be soft."
-    item = _text_row(row, tokenizer, think) if row.get("input_ids") is None else _ids_row(row)
+    item = _text_row(row, tokenizer, think) if row.get("input_ids") is None else _ids_row(row, tokenizer, think)
     if max_length is not None and len(item["input_ids"]) > max_length: item = _kept(item, range(max_length))
     if context is not None and (n := len(item["input_ids"])) > context:
         raise ValueError(f"It has {n} tokens, the model's context {context}; `max_length` cuts rows.")
@@ -66,7 +66,7 @@ UNUSED_COLUMNS = (
     "seq_lengths", "seq_lens", "seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "shift_labels", "inputs_embeds",
     "decoder_input_ids", "loss_mask", "target_dists")  # They would change what is learned
 
-def _ids_row(row):
+def _ids_row(row, tokenizer=None, think=(None, None)):
     "A row of ids, as its own masks mean it; raise for a column that would not be looked at."
     given = {k: x for k, x in row.items() if x is not None or k not in ROW_COLUMNS}
     item = {k: x.tolist() if hasattr(x, "tolist") else x for k, x in given.items()}
@@ -77,7 +77,17 @@ def _ids_row(row):
         item = _kept(item, [i for i, m in enumerate(mask) if m])
     if "position_ids" in item and list(item["position_ids"]) != list(range(len(item["input_ids"]))):
         raise ValueError(f"`position_ids` must count the tokens from 0; {ONE_BY_ONE}")
-    return item
+    if "soft_mask" in item or item.get("soft") is not None: return item
+    return item if item.get("labels") is None and think == (None, None) else _with_soft_mask(item, tokenizer, think)
+
+# %% ../nbs/03a_trainer.ipynb #03aidsm0
+def _with_soft_mask(item, tokenizer, think):
+    "A row of ids whose inputs may be soft where it is learned: of each such stretch, what lies inside the span."
+    ids, learned = item["input_ids"], [x != -100 for x in item.get("labels") or item["input_ids"]]
+    soft, ends = list(learned), [i for i in range(1, len(ids)) if learned[i] != learned[i - 1]]
+    for a, b in zip([0, *ends], [*ends, len(ids)]):
+        if learned[a] and think != (None, None): soft[a:b] = _soft_part(tokenizer, think, ids[a:b], ids[:a])
+    return dict(item, soft_mask=soft)
 
 # %% ../nbs/03a_trainer.ipynb #3d2bfabd
 def _check_columns(item):
@@ -1087,7 +1097,7 @@ def _without_fillers(self: SoftTrainer, inputs):
     if not state.end_of_dataloader or state.remainder <= 0 or labels is None: return inputs, 1.
     left = state.remainder - self.args.process_index * len(ids)
     filler = (torch.arange(len(ids), device=ids.device) >= max(left, 1))[:, None]
-    soft = torch.ones_like(ids) if inputs.get("soft_mask") is None else inputs["soft_mask"]
+    soft = labels != -100 if inputs.get("soft_mask") is None else inputs["soft_mask"]
     own = dict(inputs, labels=labels.masked_fill(filler, -100), soft_mask=soft.bool() & ~filler)
     return own, float(left > 0)
 
