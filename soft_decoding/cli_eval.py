@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from .cli import (
-    DEFAULTS, SHIPPED, check_apart, check_replaceable, check_writable,
+    DEFAULTS, SHIPPED, as_trained, check_apart, check_replaceable, check_writable,
     command, learned_sampling, load_model, named_settings, quiet, sampling_of)
 
 # %% ../nbs/12a_cli_eval.ipynb #68472e6c
@@ -58,8 +58,9 @@ def _decoders(o):
     made = {text: named_decoder(text, o.span) for text in asked}
     learned = learned_sampling(o, _FILTERS)
     for text, settings in made.items():
-        if learned is not None and settings.get("soft", True) and not settings.keys() & {*_FILTERS}:
-            settings["sampling"] = learned
+        if not settings.get("soft", True): continue
+        if learned is not None and not settings.keys() & {*_FILTERS}: settings["sampling"] = learned
+        made[text] = o.mixing | settings
     for text in (o.recipe or "").split():
         name, settings = named_settings(text)
         made[text] = dict(recipe=name, **settings) | _recipe_span(name, settings, o)
@@ -174,9 +175,17 @@ def _check_eval(o):
     for text in (o.recipe or "").split():
         from soft_decoding.recipes import check_recipe
         check_recipe(*named_settings(text))
+    _take_trained(o)
     usual = DEFAULTS["shipped"] if o.model is None else DEFAULTS["other"] | dict(max_new_tokens=_BUDGET)
     if o.think is None and not o.think_end and not o.chat: o.think = usual["think"]
     if o.max_new_tokens is None: o.max_new_tokens = usual["max_new_tokens"]
+
+# %% ../nbs/12a_cli_eval.ipynb #12atrain
+def _take_trained(o):
+    "The span that the model was trained with, where the command names none, and the mixing of soft decoders."
+    trained = as_trained(o)
+    o.mixing = {k: v for k, v in trained.items() if k in _FILTERS and (k, v) != ("top_k", 0)}
+    vars(o).update({k: v for k, v in trained.items() if k not in _FILTERS})
 
 # %% ../nbs/12a_cli_eval.ipynb #12acolum
 def _check_columns(o):

@@ -13,7 +13,8 @@ from glob import escape
 from pathlib import Path
 from types import SimpleNamespace
 
-from .cli import SHIPPED, command, find_model, load_model, quiet, sampling_of
+from .cli import (
+    DEFAULTS, SHIPPED, TRAINED_FILE, command, find_model, load_model, quiet, sampling_of)
 
 # %% ../nbs/12_cli_train.ipynb #e88d4346
 TRAIN_DEFAULTS = dict(
@@ -446,14 +447,28 @@ def _save(trainer, o, had):
     "The model into the folder of the run, over nothing that is not the run's."
     from soft_decoding.trainer import complete_checkpoints
     out, first = Path(o.output), trainer.is_world_process_zero()
-    files = _model_files(complete_checkpoints(out)[-1])
+    files = [*_model_files(complete_checkpoints(out)[-1]), TRAINED_FILE]
     if theirs := [name for name in files if (out / name).exists() and name not in had]:
         raise ValueError(f"`--output` {out} has a {theirs[0]} that this run did not write; move it, and "
                          "give the same command again: the model is in the last checkpoint.")
     trainer.accelerator.wait_for_everyone()
     if first: _write_run(o, False, run=trainer.run_id, files=files)
     trainer.save_model(o.output)
+    if first: _write_as_trained(o)
     if first: _write_run(o, True, run=trainer.run_id, files=files)
+
+# %% ../nbs/12_cli_train.ipynb #12trainw
+def _as_trained(o):
+    "How the model is to be decoded: the span and the mixing that it was trained with, in the words of `soft_generate`."
+    think = DEFAULTS["shipped"]["think"] if o.data is None and o.stage == "sft" else o.think_tokens
+    said = dict(think=think, think_start=o.think_start, think_end=o.think_end,
+                temperature=o.temperature, top_k=o.top_k or 0, top_p=o.top_p, min_p=o.min_p)
+    return {k: v for k, v in said.items() if v is not None}
+
+def _write_as_trained(o):
+    "Beside the model, where `trained_defaults` finds it."
+    text = json.dumps(_as_trained(o), indent=1) + "\n"
+    (Path(o.output) / TRAINED_FILE).write_text(text, encoding="utf-8")
 
 # %% ../nbs/12_cli_train.ipynb #375d852c
 def _say(trainer, *lines):
@@ -533,10 +548,8 @@ def _train_shipped(o):
 
 # %% ../nbs/12_cli_train.ipynb #6f156d46
 def _try_it(o, prompt="..."):
-    "The command that decodes the model with the span that it was trained with."
-    span = dict(model=o.output, think=o.think_tokens, think_start=o.think_start, think_end=o.think_end)
-    said = [f"--{k} {shlex.quote(str(v))}" for k, v in span.items() if v is not None]
-    return f'Try it: soft_generate "{prompt}" {" ".join(said)}'
+    "The command that decodes the model, as it was trained to be."
+    return f'Try it: soft_generate "{prompt}" --model {shlex.quote(o.output)}'
 
 def _train_data(o):
     "Fine-tune a model on text."
