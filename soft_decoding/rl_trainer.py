@@ -890,15 +890,17 @@ def _kept(self: SoftGRPOTrainer, error):
 
 # %% ../nbs/08a_rl_trainer.ipynb #5a4842c5
 class _Boundary(TrainerCallback):
-    "A save that is due in the middle of a generation waits for its end."
-    def __init__(self, trainer): self.waits = False
+    "What is due in the middle of a generation waits for its end: a save, and an evaluation that chooses among saves."
+    def __init__(self, trainer): self.waiting = set()
 
     def on_step_end(self, args, state, control, **kwargs):
         every = args.steps_per_generation * args.num_iterations
-        inside = state.global_step * args.gradient_accumulation_steps % every
-        due = control.should_save or self.waits
-        self.waits = due and bool(inside) and state.global_step < state.max_steps
-        control.should_save = due and not self.waits
+        inside = state.global_step * args.gradient_accumulation_steps % every and state.global_step < state.max_steps
+        chooses = args.load_best_model_at_end or args.save_strategy == "best"
+        for name in ("should_save", *["should_evaluate"] * chooses):
+            due = getattr(control, name) or name in self.waiting
+            setattr(control, name, bool(due and not inside))
+            (self.waiting.add if due and inside else self.waiting.discard)(name)
 
 # %% ../nbs/08a_rl_trainer.ipynb #648950ee
 class _Epoch(TrainerCallback):
