@@ -49,7 +49,7 @@ def _check_train(o):
     _check_rewarded(o) if o.stage == "rl" else _check_guidance(o)
 
 # %% ../nbs/12_cli_train.ipynb #77469bd9
-_DATA_ONLY = """lora_targets freeze lora eval_data think_start think_end text_column prompt_column
+_DATA_ONLY = """lora_targets freeze lora eval_data eval_split think_start think_end text_column prompt_column
 completion_column max_length drop_unusable checkpointing kl_weight adapter virtual_tokens"""
 
 def _check_data_only(o):
@@ -112,6 +112,8 @@ def _check_needs(o):
         raise ValueError("`--freeze` does nothing with --lora or --adapter, which leave all of the model as it is; leave it out.")
     if o.kl_weight and not _kind(o):
         raise ValueError("`--kl_weight` holds an adapted model to its own base; add --adapter.")
+    if o.text_column and (said := [k for k in ("prompt_column", "completion_column") if getattr(o, k)]):
+        raise ValueError(f"`--{said[0]}` is not read where --text_column says what is learned; leave one of them out.")
     if not 0 <= o.seed < 2 ** 32: raise ValueError(f"`--seed` must be from 0 to {2 ** 32 - 1}, got {o.seed}.")
     for k in ("think_start", "think_end"):
         if getattr(o, k) == "": raise ValueError(f"`--{k}` is empty; give its text, or leave it out.")
@@ -131,6 +133,19 @@ def _check_unused(o):
     if is_file and changed("split"): raise ValueError("`--split` is a part of a dataset, and --data is a file; leave it out.")
     if o.eval_data and changed("eval_rows"):
         raise ValueError("`--eval_rows` are held out of --data, and --eval_data brings its own; leave one out.")
+    _check_held_out(o)
+
+def _check_held_out(o):
+    "Refuse to evaluate on what is learned, and a part of what has none."
+    if o.eval_split and not o.eval_data: raise ValueError("`--eval_split` is a part of --eval_data; add it.")
+    if not o.eval_data: return
+    data, held = (Path(x).expanduser() for x in (o.data, o.eval_data))
+    if o.eval_split and held.is_file():
+        raise ValueError("`--eval_split` is a part of a dataset, and --eval_data is a file; leave it out.")
+    if data.resolve() != held.resolve() or o.eval_split not in (None, o.split): return
+    todo = ("leave it out, and some rows of --data are held out" if held.is_file() else
+            f"name another part than {o.split} with --eval_split")
+    raise ValueError(f"`--eval_data` {o.eval_data} is what is learned from; {todo}.")
 
 # %% ../nbs/12_cli_train.ipynb #12marks0
 def _check_marks(rows, tokenizer, o):
@@ -334,14 +349,21 @@ READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parque
 
 def _read(where, o, option):
     "The rows of a file or of a dataset of the Hub, with the columns that training knows."
-    rows = _load_rows(where, o.split, option)
+    split = o.eval_split or o.split if option == "eval_data" else o.split
+    rows = _load_rows(where, split, option)
     rows = _renamed(rows, where, option, text=o.text_column, prompt=o.prompt_column,
                     completion=o.completion_column)
-    if o.text_column:  # which is what is learned, whatever other columns are called
-        others = [c for c in ("prompt", "completion", "messages") if c in rows.column_names]
-        rows = rows.remove_columns(others)
+    rows = _only_named(rows, o)
     if not len(rows): raise ValueError(f"`--{option}` {where} has no rows.")
     return rows
+
+def _only_named(rows, o):
+    "The rows without columns that would be read instead of those that the command names."
+    from soft_decoding.trainer import ROW_COLUMNS
+    if not (o.text_column or o.prompt_column or o.completion_column): return rows
+    texts = ("prompt", "completion", "messages") if o.text_column else ("messages", "text")
+    others = {"input_ids"} if o.stage == "rl" else {*texts, "input_ids", "soft", *ROW_COLUMNS}
+    return rows.remove_columns([c for c in rows.column_names if c in others and c != o.answer_column])
 
 def _renamed(rows, where, option, **named):
     "The rows with columns under the names that training knows, all at once; others of those names go."
@@ -755,6 +777,7 @@ def train(
     data: str = None,
     split: str = "train",  # Part of a dataset of the Hub (train)
     eval_data: str = None,  # The same for evaluation (some rows of --data)
+    eval_split: str = None,  # Part of it, where it is a dataset (as --split)
     eval_rows: int = 64,  # Rows to hold out for evaluation, a tenth at most; 0 for none (64)
     text_column: str = None,  # Column to learn as text (text)
     prompt_column: str = None,  # Column of prompts (prompt)
