@@ -157,8 +157,17 @@ def text_config(
 def context_length(
     model,  # A causal language model
 ) -> int | None:  # Tokens; None where the family has no limit
-    "How many positions the model was built for."
-    return getattr(text_config(model), "max_position_embeddings", None)
+    "How many positions the model was built for, those that scaled rotary positions reach included."
+    config = text_config(model)
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None or config.model_type == "rwkv": return None  # it says how long its texts were in training
+    rope = getattr(config, "rope_parameters", None) or {}
+    return max(limit, *(_reach(part, limit) for part in (rope, *rope.values()) if isinstance(part, dict)))
+
+def _reach(rope, limit):
+    "How far scaled rotary positions reach; of other kinds the limit has been raised already."
+    if rope.get("rope_type") not in ("yarn", "linear", "dynamic"): return limit
+    return int(rope.get("factor", 1.) * (rope.get("original_max_position_embeddings") or limit))
 
 # %% ../nbs/02_rollout.ipynb #d8c13e00
 @patch
@@ -649,7 +658,7 @@ def soft_rollout(
     plugs = Plugs(sampling=sampling or Sampling(), mixer=mixer, answer_sampling=answer_sampling, think=think,
                   read_sampling=read_sampling, processors=processors, pad_token_id=pad_token_id,
                   do_sample=do_sample, snap=snap, embedding=model.get_input_embeddings())
-    _check_rollout(model, state, steps, plugs, guidance, noise, stopping, select, grad)
+    _check_rollout(model, state, steps, plugs, guidance, noise, stopping, select, grad, replay, keep)
     if odd := [name for name in keep if name not in KEEP]:
         raise ValueError(f"`keep` must be of {', '.join(KEEP)}, got {odd[0]!r}.")
     run = _Asked(generator, guidance, replay, noise, trace_k, keep, grad, ends=stopping is not None)
@@ -808,12 +817,23 @@ def _log_prob(soft, info, ctx):
     thinks, out = info.phase == Phase.THINK, torch.zeros_like(info.entropy, dtype=torch.float64)
     if info.support is not None:
         drawn = ctx.mixer.log_prob(soft.draw, info.support).double()
-        if ctx.mixer.reads_apart: drawn = drawn + of_token(info.support)
+        if ctx.mixer.reads_apart and ctx.do_sample: drawn = drawn + of_token(info.support)
         out = torch.where(thinks, drawn, out)
     if ctx.mode != "soft":
         said, _ = (ctx.answer_sampling or ctx.sampling)(info.scores, ctx)
         out = torch.where(thinks, out, of_token(said))
     return out.masked_fill((info.phase == Phase.DONE) | (info.phase == Phase.END), 0.)
+
+# %% ../nbs/02_rollout.ipynb #02logp09
+def _check_scored(plugs):
+    "Refuse to score what has no density."
+    if not hasattr(plugs.mixer, "log_prob"):
+        name = getattr(plugs.mixer, "__name__", type(plugs.mixer).__name__)
+        raise ValueError(f"`keep` has 'log_prob', and {name} has no density; take a mixer that draws, such as "
+                         "`KSampleMixer`.")
+    if plugs.read_sampling is not None:
+        raise ValueError("`keep` has 'log_prob', and read-outs drawn by `read_sampling` have no score; leave it "
+                         "out.")
 
 # %% ../nbs/02_rollout.ipynb #bad19720
 def slim_info(info, soft, logits, outputs, trace_k, keep):
@@ -847,7 +867,8 @@ def check_fresh(
     state: State,  # To go on from
 ):
     "Refuse a state whose cache has moved on since."
-    known = state.model_kwargs.get("position_ids")
+    given = [state.model_kwargs.get(name) for name in ("position_ids", "attention_mask")]
+    known = next((x for x in given if x is not None), None)
     if known is None or state.history is not None: return
     if state.past() > known.shape[-1] - 1:
         raise ValueError("This `state` was continued before, and its cache has moved on; go on from the "
@@ -878,13 +899,16 @@ def check_plugs(**plugs):
             raise TypeError(f"`{name}` must be an object or function that a step can call, got {plug!r}.")
 
 # %% ../nbs/02_rollout.ipynb #b3a54455
-def _check_rollout(model, state, steps, plugs, guidance, noise, stopping, select, grad):
+def _check_rollout(model, state, steps, plugs, guidance, noise, stopping, select, grad, replay=None, keep=()):
     "Plugs, rows of the guidance, and room in the context where no rule stops a row at its end."
     check_plugs(**{name: getattr(plugs, name) for name in PLUGS})
     if select is None: check_policy(state, plugs.think)  # a search follows it by itself
     _check_checkpointing(model)
     _check_guidable(plugs.mixer, guidance)
     _check_noise(plugs.mixer, noise)
+    if replay is not None and guidance is not None:
+        raise ValueError("`replay` says what is fed, and `guidance` too; give one of them.")
+    if "log_prob" in keep: _check_scored(plugs)
     if state.soft is not None: check_fresh(state)
     _check_width(plugs.sampling, plugs.mixer, plugs.think)
     if grad and torch.is_inference_mode_enabled():
