@@ -75,11 +75,12 @@ def _whole(name, value, more=""):
 def equal_mass(
     dist: TokenDist,  # (r, k)
     count: int,  # Cells, at least 1
-) -> Tensor:  # The cell of each entry, (r, k); some cells may be empty
+) -> Tensor:  # The cell of each entry, (r, k); all but cell 0 may be empty
     "Cells of about equal mass, the likeliest tokens in cell 0."
     probs, order = dist.probs.sort(dim=-1, descending=True, stable=True)
     middle = probs.cumsum(-1) - probs / 2  # in [0, mass]
     cell = (count * middle / probs.sum(-1, keepdim=True).clamp_min(1e-30)).long().clamp(0, count - 1)
+    cell[..., 0] = 0  # with 2 / count of the mass or more it is alone, and its middle beyond
     return torch.empty_like(cell).scatter(-1, order, cell)
 
 # %% ../nbs/05_soft_beam.ipynb #a3b11b17
