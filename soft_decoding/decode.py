@@ -50,11 +50,21 @@ def split_filters(config, processors, sampling):
         if config.do_sample: return sampling or Sampling(), processors  # their warpers stay
         raise ValueError(f"`{rare[0]}` exists only with `do_sample=True`, got do_sample=False; set it, or "
                          f"leave `{rare[0]}` out.")
-    ours = lambda p: (name := _WARPERS.get(type(p).__name__)) and getattr(p, name) == getattr(config, name)
     read = lambda name, off: None if getattr(config, name) == off else getattr(config, name)
     if sampling is None:
         sampling = Sampling(read("temperature", 1.), read("top_k", 0), read("top_p", 1.), read("min_p", 0.))
-    return sampling, LogitsProcessorList(p for p in processors if not ours(p))
+    return sampling, LogitsProcessorList(_without_warpers(config, processors))
+
+# %% ../nbs/02c_decode.ipynb #02cwarp0
+def _without_warpers(config, processors):
+    "Processors without the filters that `generate` itself has put behind those of the user: the last of each kind."
+    kept, dropped = [], set()
+    for p in reversed(processors):
+        name = _WARPERS.get(type(p).__name__)
+        own = config.do_sample and name and name not in dropped and getattr(p, name) == getattr(config, name)
+        if own: dropped.add(name)
+        else: kept.append(p)
+    return kept[::-1]
 
 # %% ../nbs/02c_decode.ipynb #485cd9fd
 class ContextLimit:
@@ -184,8 +194,9 @@ def check_config(config):
     if config.guidance_scale not in (None, 1):
         raise NotImplementedError("`guidance_scale` runs the model a second time on token ids, which does "
                                   "not see the mixtures; leave it out.")
-    for name in ("prefill_chunk_size", "prompt_lookup_num_tokens", "penalty_alpha", "dola_layers"):
-        if getattr(config, name, None):
+    for name in ("prefill_chunk_size", "prompt_lookup_num_tokens", "penalty_alpha", "dola_layers",
+                 "force_words_ids", "constraints", "diversity_penalty", "num_beam_groups"):
+        if getattr(config, name, None) not in (None, False, 0, 1, []):
             raise NotImplementedError(f"`{name}` does not work with soft decoding; leave it out.")
 
 # %% ../nbs/02c_decode.ipynb #cbdf37ef
@@ -306,9 +317,15 @@ def kept_outputs(
 def _begin(model, input_ids, model_kwargs, state, think, vocab_size, keep_embeds):
     "A state at the prompt, or the given one with the new ids appended."
     if state is None: begun = State.begin(input_ids, model_kwargs, think, model)
-    else: begun, vocab_size = _go_on(model, input_ids, state, think), vocab_size or state.vocab_size
+    else: begun, vocab_size = _go_on(model, input_ids, _asking(state, model_kwargs), think), vocab_size or state.vocab_size
     begun = replace(begun, vocab_size=vocab_size)
     return begun.collecting(model) if keep_embeds else begun
+
+# %% ../nbs/02c_decode.ipynb #02cask00
+def _asking(state, model_kwargs):
+    "The state, with what this call wants to have kept of the model."
+    asked = {k: model_kwargs[k] for k in ("output_hidden_states", "output_attentions") if k in model_kwargs}
+    return replace(state, model_kwargs=dict(state.model_kwargs, **asked)) if asked else state
 
 # %% ../nbs/02c_decode.ipynb #02cform1
 def _go_on(model, input_ids, state, think):
