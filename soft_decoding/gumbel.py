@@ -247,13 +247,19 @@ def __call__(self: DirichletMixer, dist: TokenDist, ctx) -> SoftToken:
 # %% ../nbs/04_gumbel.ipynb #7271fb05
 @patch
 def log_prob(self: DirichletMixer, draw: dict, dist: TokenDist) -> Tensor:
-    "The Dirichlet density of the weights."
+    "The Dirichlet density of the weights; of their log-ratios where float64 cannot hold both."
     dist = _check_support(draw, dist)
     log_w, _, drawn, excluded = _scored(draw["log_w"], dist)
     a = torch.where(drawn & (dist.probs > 0), self.gamma * dist.probs, 1.)
-    inner = torch.where(drawn, (a - 1) * log_w - torch.lgamma(a), 0.).sum(-1)
+    inner = torch.where(drawn, a * log_w - torch.lgamma(a), 0.).sum(-1) - _volume(log_w)
     density = torch.lgamma(torch.where(drawn, a, 0.).sum(-1)) + inner
     return torch.where(excluded, -math.inf, torch.where(drawn.sum(-1) > 1, density, 0.))
+
+# %% ../nbs/04_gumbel.ipynb #04volum0
+def _volume(log_w, most=1e9):
+    "Log of the volume of weights per volume of log-ratios; 0 where it would drown what is added to it."
+    volume = log_w.sum(-1)
+    return torch.where(volume > -most, volume, 0.)
 
 # %% ../nbs/04_gumbel.ipynb #0f7aca76
 def _log_gamma(a, generator):
