@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import StopStringCriteria
 
-from .cli import DEFAULTS, EXPECTED, SHIPPED
+from .cli import DEFAULTS, EXPECTED, SHIPPED, trained_defaults
 from .cli_eval import NAMES, named_decoder
 from .decode import soft_generate
 from .dist import Sampling
@@ -179,6 +179,7 @@ class SoftGeneration:
         steps = DEFAULTS["shipped" if pretrained is None else "other"]["think"]
         rest = dict(device="cuda" if torch.cuda.is_available() else "cpu") | rest
         where = str(SHIPPED) if pretrained is None else pretrained
+        own = _as_trained(own, rest.get("peft") or where)
         begin(where, think_end_token=own.get("think_end"), **rest)
         if self.backend != "causal":
             raise NotImplementedError(f"The model `soft` decodes causal models, got a {self.backend} model.")
@@ -208,6 +209,14 @@ class SoftGeneration:
 def _say_once(text):
     "A line in the harness's log, once."
     logging.getLogger("lm_eval.soft").warning(text)
+
+def _as_trained(own, folder):
+    "The model arguments, with what they leave open and the model was trained with."
+    if "recipe" in own: return own
+    said = trained_defaults(Path(folder).expanduser())
+    taken = {k: v for k, v in said.items() if not own.keys() & {*(_SPAN if k in _SPAN else FILTERS)}}
+    if taken: _say_once(f"decoding as trained: {', '.join(f'{k}={v}' for k, v in taken.items())}")
+    return own | taken
 
 def _learned(folder, device):
     "The sampling that was trained with the model; None: there is none."
