@@ -369,16 +369,33 @@ class _FoldedSearch(_BeamSearch):
     def begin(self, input_ids):
         super().begin(input_ids)
         self.softs = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        self.filtered = torch.zeros_like(self.log_p)  # What the filters add to each beam's log-probability
         self.since, self.past, self.expected = 0, None, None
 
     def follow(self, state, info, children, at):
         self.compare(info)
         self.begin_segment(state)
-        state = super().follow(state, info, children, at)
-        rows = self.born[-1].row[self.paths[:, :, at - self.prompt].flatten().long()]
+        dist, state = state.soft.dist, super().follow(state, info, children, at)
+        chosen = self.paths[:, :, at - self.prompt].flatten().long()
+        rows = self.born[-1].row[chosen]
+        self.filtered = self.filtered[rows] + self.gain(dist[rows], children, chosen)
         self.softs = self.softs[rows] & self.steps[-1].is_soft
         if self.past is not None: self.past = (self.past[0], self.past[1][rows])
         return self.fold(state, at + 1)
+
+# %% ../nbs/05_soft_beam.ipynb #05foldc0
+@patch
+def gain(self: _FoldedSearch, dist, children, chosen):
+    "What the filters add to the log-probabilities of chosen candidates, `(r,)`; 0 where no mixture is fed."
+    born = self.born[-1]
+    p, price = dist.prob_of(born.token[chosen]), children.log_p[born.row[chosen], born.slot[chosen]]
+    return torch.where(self.steps[-1].is_soft & (p > 0), p.log() - price, 0.)
+
+# %% ../nbs/05_soft_beam.ipynb #05foldc1
+@patch
+def weights(self: _FoldedSearch):
+    "The share of each beam in a fold, `(b, n)`."
+    return (self.scores + self.filtered.view_as(self.scores)).softmax(-1)
 
 # %% ../nbs/05_soft_beam.ipynb #d526b08c
 def _check_rebuild(model, state, cache):
@@ -416,12 +433,13 @@ def merge(self: _FoldedSearch, folds):
     merged = self.scores.logsumexp(-1, keepdim=True)  # and only the first has a score
     merged = torch.nn.functional.pad(merged, (0, self.n - 1), value=-1e9)
     self.scores = torch.where(folds[:, None], merged, self.scores)
+    self.filtered = torch.where(folds.repeat_interleave(self.n), 0., self.filtered)
     return (torch.arange(self.batch, device=lead.device)[:, None] * self.n + lead).flatten()
 
 # %% ../nbs/05_soft_beam.ipynb #d53a58b7
 @patch
 def weighted(self: _FoldedSearch, state, weights):
-    "The score-weighted next-token distribution of the beams, `(b, v)`; leaves a cache that is replaced."
+    "The weighted next-token distribution of the beams, `(b, v)`; leaves a cache that is replaced."
     logits, _ = forward(self.model, state)
     p = logits.softmax(-1).to(weights.dtype).view(self.batch, self.n, -1)
     return torch.einsum("bn,bnv->bv", weights, p)
@@ -444,7 +462,7 @@ def fold(self: _FoldedSearch, state, length):
     if self.since < self.beams.every or length >= self.length: return state
     folds, self.softs, self.since = self.softs.view(self.batch, -1).all(-1), torch.ones_like(self.softs), 0
     if not bool(folds.any()): self.past = None; return state
-    weights, segment = self.scores.softmax(-1), slice(length - self.beams.every, length)
+    weights, segment = self.weights(), slice(length - self.beams.every, length)
     if self.beams.measure: self.expected = (self.weighted(state, weights), folds)
     dist = _merged(self.sequences[:, :, segment].transpose(1, 2), weights[:, None])  # (b, L, n)
     rows = self.merge(folds)
