@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['EXPECTED', 'SHIPPED', 'DEFAULTS', 'TRAINED_FILE', 'KEYS', 'Incomplete', 'command', 'find_model', 'quiet',
            'torch_device', 'torch_dtype', 'load_model', 'sampling_of', 'learned_sampling', 'trained_defaults',
-           'as_trained', 'named_settings', 'check_writable', 'check_replaceable', 'check_apart', 'AnswerStream',
-           'belief_table', 'read_prompts', 'generate']
+           'as_trained', 'is_given', 'named_settings', 'check_writable', 'check_replaceable', 'check_apart',
+           'AnswerStream', 'belief_table', 'read_prompts', 'generate']
 
 # %% ../nbs/11_cli.ipynb #36963eee
 import argparse, difflib, json, os, re, shutil, sys, traceback
@@ -68,6 +68,8 @@ def _parse(parser, argv):
     args, rest = parser.parse_known_args(argv)
     if not rest: return vars(args)
     if not rest[0].startswith("-"):
+        if not any(a.dest == "prompt" for a in parser._actions):
+            raise ValueError(f"{rest[0]!r} stands without an option, and all that is given has a name; see --help.")
         raise ValueError(f"one prompt at a time, got also {rest[0]!r}; quote a prompt that has spaces.")
     close = difflib.get_close_matches(rest[0].split("=")[0], known, 1)
     hint = f"did you mean {close[0]}?" if close else "see --help."
@@ -389,7 +391,10 @@ def as_trained(
 _BY_RECIPE = """temperature top_k top_p min_p mass entropy_threshold patience sample answer_temperature answer_top_k
 answer_top_p answer_min_p""".split()  # What a recipe says
 
-def _given(o, option):
+def is_given(
+    o,  # Options of a command
+    option: str,  # Name of one
+) -> bool:
     "Whether the command names this option; 0 is a value like others."
     value = getattr(o, option, None)
     return value is not None and value is not False
@@ -398,7 +403,7 @@ def _asked_recipe(o):
     "Name and settings of `--recipe`, checked; None without it."
     if o.recipe is None: return None
     from soft_decoding.recipes import check_recipe
-    if said := [k for k in _BY_RECIPE if _given(o, k)]:
+    if said := [k for k in _BY_RECIPE if is_given(o, k)]:
         raise ValueError(f"`--recipe` says what `--{said[0]}` says; leave one of them out, or give the recipe the "
                          f"setting: --recipe {o.recipe},{said[0]}=...")
     name, changes = named_settings(o.recipe)
@@ -452,7 +457,7 @@ def _check_options(o):
     need = {f"answer_{k}": "sample" for k in ("temperature", "top_k", "top_p", "min_p")}
     need |= dict(patience="entropy_threshold", output="input", prompt_key="input", progress="input")
     for k, other in need.items():
-        if _given(o, k) and not _given(o, other):
+        if is_given(o, k) and not is_given(o, other):
             raise ValueError(f"`--{k}` does nothing without --{other}; add it.")
     for k in ("think_start", "think_end"):
         if getattr(o, k) == "": raise ValueError(f"`--{k}` is empty; give its text, or leave it out.")
@@ -464,7 +469,7 @@ _OF_SOFT = "temperature top_k top_p min_p mass snap entropy_threshold".split()
 
 def _check_soft(o):
     "Refuse options of soft steps where there are none, and seeds that no generator takes."
-    if o.think == 0 and not o.engine and (said := [k for k in _OF_SOFT if _given(o, k)]):
+    if o.think == 0 and not o.engine and (said := [k for k in _OF_SOFT if is_given(o, k)]):
         own = f"; for the answer there is --answer_{said[0]}" if hasattr(o, f"answer_{said[0]}") else ""
         raise ValueError(f"`--{said[0]}` is of soft steps, and --think 0 asks for none; leave one out{own}.")
     if not 0 <= o.seed < 2 ** 63: raise ValueError(f"`--seed` must be from 0 to {2 ** 63 - 1}, got {o.seed}.")

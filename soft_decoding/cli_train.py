@@ -13,8 +13,9 @@ from glob import escape
 from pathlib import Path
 from types import SimpleNamespace
 
-from .cli import (
-    DEFAULTS, SHIPPED, TRAINED_FILE, command, find_model, load_model, quiet, sampling_of)
+from soft_decoding.cli import (
+    DEFAULTS, SHIPPED, TRAINED_FILE, command, find_model, is_given, load_model, quiet,
+    sampling_of)
 
 # %% ../nbs/12_cli_train.ipynb #e88d4346
 TRAIN_DEFAULTS = dict(
@@ -53,8 +54,8 @@ _DATA_ONLY = """lora_targets freeze lora eval_data eval_split think_start think_
 completion_column max_length drop_unusable checkpointing kl_weight adapter virtual_tokens"""
 
 def _check_data_only(o):
-    "Refuse options that only training on text reads; with rewards, the shipped model may have adapters."
-    if given := [k for k in _DATA_ONLY.split() if getattr(o, k)]:
+    "Refuse options that only training on --data reads; 0 is a value like others."
+    if given := [k for k in _DATA_ONLY.split() if is_given(o, k)]:
         raise ValueError(f"`--{given[0]}` is for training on --data; add it, or leave this out.")
 
 # %% ../nbs/12_cli_train.ipynb #12ad0002
@@ -198,7 +199,7 @@ def _check_stage(o):
     if o.stage not in ("sft", "rl"): raise ValueError(f"`--stage` must be sft or rl, got {o.stage}.")
     names = _FIRST_STAGE if o.stage == "rl" else _SECOND_STAGE
     usual = lambda k: inspect.signature(train).parameters[k].default
-    if given := [k for k in names.split() if getattr(o, k) and getattr(o, k) != usual(k)]:
+    if given := [k for k in names.split() if is_given(o, k) and getattr(o, k) != usual(k)]:
         other = "sft, learning from text" if o.stage == "rl" else "rl, learning from rewards"
         raise ValueError(f"`--{given[0]}` is for --stage {other}; leave it out.")
 
@@ -212,6 +213,9 @@ def _check_rewarded(o):
     reward_of(o.reward)
     if o.think_tokens is None and o.think_end is None:
         raise ValueError("`--stage rl` needs --think_tokens or --think_end: where completions are soft.")
+    if o.think_tokens is not None and o.think_tokens >= o.completion:
+        raise ValueError(f"`--think_tokens` must be below --completion, {o.completion}, or no completion has an "
+                         f"answer; got {o.think_tokens}.")
     if (o.batch_size * o.accumulate) % o.generations:
         raise ValueError(f"`--generations` must divide the {o.batch_size * o.accumulate} completions of a "
                          f"step (--batch_size x --accumulate), got {o.generations}.")
