@@ -296,6 +296,13 @@ def _items(option, text, known=None):
     return parts if known else [int(p) for p in parts]
 
 # %% ../nbs/13_bench.ipynb #563be9e4
+def _check_lines(compiled, training, limit, lines):
+    "Refuse what is of the compiled lines where none are measured."
+    if compiled and training: raise ValueError("`--compiled` does not go with --training; leave one of them out.")
+    if limit is None: return
+    if limit < 1: raise ValueError(f"`--limit` must be at least 1, got {limit}.")
+    if not lines: raise ValueError("`--limit` is for the lines of --compiled; add it, or leave this out.")
+
 def _check_bench(tokens, rounds, threads, dtype, out, training=False, costs=()):
     "Refuse before anything is built what cannot work."
     for name, value in dict(tokens=tokens, rounds=rounds, threads=threads).items():
@@ -416,6 +423,7 @@ def bench(
     of_its_own = dict(training=training, compiled=compiled, quick=quick, sizes=sizes, batch=batch, tokens=tokens)
     beside = [k for k, v in of_its_own.items() if costs and v not in (None, False)]
     _check_bench(tokens, rounds, threads, dtype, out, training, beside)
+    _check_lines(compiled, training, limit, lines)
     usual = ("1M" if quick else "12.6M") if training else "0.5B" if gpu else "0.1M,25M,108M"
     chosen = _items("sizes", usual if sizes is None else sizes, list(known))
     usual = "8" if training else "1" if quick else "1,64,8" if gpu else "1,8"
@@ -451,8 +459,13 @@ def _bench(o, sizes, batches, threads):
         said = cell.get("skipped") or cell.get("error") or f"{len(cell['seconds'])} rounds"
         print(said.splitlines()[0], file=sys.stderr, flush=True)
         record["cells"].append(cell)
-        if o.out is not None: Path(o.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        _keep(record, o.out)
+    _keep(record, o.out)  # also where no line had a time
     return record
+
+def _keep(record, out):
+    "The record as a file, if one was asked for."
+    if out is not None: Path(out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 # %% ../nbs/13_bench.ipynb #4d007202
 def _decode_settings(o, sizes, batches):

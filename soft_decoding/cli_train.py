@@ -397,13 +397,31 @@ def _load_rows(where, split, option):
     try:
         if not path.is_file(): return load_dataset(str(where), split=split)
         kept = dict(data_files=escape(str(path)), cache_dir=_cache_of(path))
+        if path.suffix == ".csv": return _cells(path)
         rows = load_dataset(READERS[path.suffix], split="train", **kept)
+        if path.suffix in (".json", ".jsonl") and "timestamp" in str(rows.features): rows = _undated(path)
         return rows.filter(lambda row: row["text"].strip() != "") if path.suffix == ".txt" else rows
     except Exception as e:
         cause = e.__cause__ or e
         said = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         if isinstance(cause, StopIteration): said = "it has no rows"
         raise ValueError(f"`--{option}` {where} cannot be read: {said}") from e
+
+def _cells(path):
+    "The rows of a CSV file, all cells as the texts that they are: NA and 007, too."
+    import pandas
+    from datasets import Dataset
+    table = pandas.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    return Dataset.from_pandas(table, preserve_index=False)
+
+def _undated(path):
+    "The rows of a JSON file, with dates as the texts that they are."
+    from datasets import Dataset
+    text = path.read_text(encoding="utf-8-sig")
+    try: rows = json.loads(text)
+    except ValueError: rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    rows = rows if isinstance(rows, list) else [rows]
+    return Dataset.from_dict({k: [row.get(k) for row in rows] for k in dict.fromkeys(k for row in rows for k in row)})
 
 def _cache_of(path):
     "Where `datasets` keeps what it made of a file: by the content, for its own key is the time of the last change."
@@ -617,10 +635,17 @@ def _to_train(o):
     from soft_decoding.trainer import freeze
     model, tokenizer = load_model(o.model, o.dtype, "cpu", o.trust_remote_code)  # the trainer moves it
     _check_room(model, o)
+    _say_learned(o)
     if o.freeze: freeze(model, *[part.strip() for part in o.freeze.split(",")])
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"`--freeze` {o.freeze} leaves nothing to train; name fewer parts.")
     return model, tokenizer
+
+def _say_learned(o):
+    "The sampling that the model was trained with is not trained on, nor saved with the new one."
+    if o.model is None or not (Path(o.model).expanduser() / "learnable_sampling.json").is_file(): return
+    print(f"`--model` {o.model} was trained with a sampling of its own (learnable_sampling.json), which is left "
+          f"behind: --temperature {o.temperature:g} --top_k {o.top_k or 0} mix.", file=sys.stderr)
 
 def _room(model, o):
     "Tokens that a row may have beside the virtual ones; None: any."
@@ -743,6 +768,8 @@ def _prompted(rows, o):
     column, has = o.answer_column or "answer", ", ".join(rows.column_names)
     if "prompt" not in rows.column_names:
         raise ValueError(f"it has no column 'prompt'; name it with --prompt_column; it has {has}.")
+    odd = ((i, p) for i, p in enumerate(rows["prompt"]) if not isinstance(p, (str, list, type(None))))
+    for i, p in odd: raise ValueError(f"Row {i}: `prompt` must be text or messages, got {type(p).__name__}.")
     if o.answer_column and column not in rows.column_names:
         raise ValueError(f"it has no column {column!r}; it has {has}.")
     if o.reward == "answer" and column not in rows.column_names:
