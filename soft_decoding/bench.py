@@ -298,7 +298,8 @@ def _items(option, text, known=None):
 # %% ../nbs/13_bench.ipynb #563be9e4
 def _check_lines(compiled, training, limit, lines):
     "Refuse what is of the compiled lines where none are measured."
-    if compiled and training: raise ValueError("`--compiled` does not go with --training; leave one of them out.")
+    if compiled and training:
+        raise ValueError("`--compiled` does not go with --training; leave one of them out.")
     if limit is None: return
     if limit < 1: raise ValueError(f"`--limit` must be at least 1, got {limit}.")
     if not lines: raise ValueError("`--limit` is for the lines of --compiled; add it, or leave this out.")

@@ -69,7 +69,8 @@ def _parse(parser, argv):
     if not rest: return vars(args)
     if not rest[0].startswith("-"):
         if not any(a.dest == "prompt" for a in parser._actions):
-            raise ValueError(f"{rest[0]!r} stands without an option, and all that is given has a name; see --help.")
+            raise ValueError(f"{rest[0]!r} stands without an option, and all that is given has a name; "
+                             "see --help.")
         raise ValueError(f"one prompt at a time, got also {rest[0]!r}; quote a prompt that has spaces.")
     close = difflib.get_close_matches(rest[0].split("=")[0], known, 1)
     hint = f"did you mean {close[0]}?" if close else "see --help."
@@ -500,8 +501,8 @@ def _check_engine(o):
     if o.input is None: raise ValueError("`--engine vllm` answers files; give --input and --output.")
     for k in ("recipe", "think_start", "top_p", "mass", "snap", "device"):
         if getattr(o, k) is not None:
-            asked = "it is how the model was trained, so leave --engine out" if k in o.trained else "leave it out"
-            raise ValueError(f"`--{k}` does not go with --engine vllm; {asked}.")
+            todo = "it is how the model was trained, so leave --engine out" if k in o.trained else "leave it out"
+            raise ValueError(f"`--{k}` does not go with --engine vllm; {todo}.")
     if not o.top_k and o.temperature != 0:
         raise ValueError("`--engine vllm` mixes the likeliest tokens only; give --top_k, how many.")
 
@@ -690,7 +691,7 @@ def _chat_ids(tokenizer, text):
 # %% ../nbs/11_cli.ipynb #f6b772db
 def _own_markers(tokenizer, o):
     "The model's own markers, where the command names none; and a line that says so."
-    named = o.asked or o.think == 0 or o.think_start or o.think_end or "think" in o.trained  # a recipe finds them itself
+    named = o.think == 0 or o.think_start or o.think_end or "think" in o.trained or o.asked  # a recipe's own
     if not o.chat or named or tokenizer.chat_template is None: return None
     from soft_decoding.think import find_markers
     if (found := find_markers(tokenizer)) is None:

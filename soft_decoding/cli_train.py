@@ -114,7 +114,8 @@ def _check_needs(o):
     if o.kl_weight and not _kind(o):
         raise ValueError("`--kl_weight` holds an adapted model to its own base; add --adapter.")
     if o.text_column and (said := [k for k in ("prompt_column", "completion_column") if getattr(o, k)]):
-        raise ValueError(f"`--{said[0]}` is not read where --text_column says what is learned; leave one of them out.")
+        raise ValueError(f"`--{said[0]}` is not read where --text_column says what is learned; "
+                         "leave one of them out.")
     if not 0 <= o.seed < 2 ** 32: raise ValueError(f"`--seed` must be from 0 to {2 ** 32 - 1}, got {o.seed}.")
     for k in ("think_start", "think_end"):
         if getattr(o, k) == "": raise ValueError(f"`--{k}` is empty; give its text, or leave it out.")
@@ -214,8 +215,8 @@ def _check_rewarded(o):
     if o.think_tokens is None and o.think_end is None:
         raise ValueError("`--stage rl` needs --think_tokens or --think_end: where completions are soft.")
     if o.think_tokens is not None and o.think_tokens >= o.completion:
-        raise ValueError(f"`--think_tokens` must be below --completion, {o.completion}, or no completion has an "
-                         f"answer; got {o.think_tokens}.")
+        raise ValueError(f"`--think_tokens` must be below --completion, {o.completion}, or no completion "
+                         f"has an answer; got {o.think_tokens}.")
     if (o.batch_size * o.accumulate) % o.generations:
         raise ValueError(f"`--generations` must divide the {o.batch_size * o.accumulate} completions of a "
                          f"step (--batch_size x --accumulate), got {o.generations}.")
@@ -421,7 +422,8 @@ def _undated(path):
     try: rows = json.loads(text)
     except ValueError: rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     rows = rows if isinstance(rows, list) else [rows]
-    return Dataset.from_dict({k: [row.get(k) for row in rows] for k in dict.fromkeys(k for row in rows for k in row)})
+    names = dict.fromkeys(k for row in rows for k in row)
+    return Dataset.from_dict({k: [row.get(k) for row in rows] for k in names})
 
 def _cache_of(path):
     "Where `datasets` keeps what it made of a file: by the content, for its own key is the time of the last change."
@@ -503,7 +505,7 @@ def _save(trainer, o, had):
 
 # %% ../nbs/12_cli_train.ipynb #12trainw
 def _as_trained(o):
-    "How the model is to be decoded: the span and the mixing that it was trained with, in the words of `soft_generate`."
+    "How the model is to be decoded: the span and the mixing that it was trained with."
     think = DEFAULTS["shipped"]["think"] if o.data is None and o.stage == "sft" else o.think_tokens
     said = dict(think=think, think_start=o.think_start, think_end=o.think_end,
                 temperature=o.temperature, top_k=o.top_k or 0, top_p=o.top_p, min_p=o.min_p)
@@ -644,8 +646,8 @@ def _to_train(o):
 def _say_learned(o):
     "The sampling that the model was trained with is not trained on, nor saved with the new one."
     if o.model is None or not (Path(o.model).expanduser() / "learnable_sampling.json").is_file(): return
-    print(f"`--model` {o.model} was trained with a sampling of its own (learnable_sampling.json), which is left "
-          f"behind: --temperature {o.temperature:g} --top_k {o.top_k or 0} mix.", file=sys.stderr)
+    print(f"`--model` {o.model} was trained with a sampling of its own (learnable_sampling.json), which is "
+          f"left behind: --temperature {o.temperature:g} --top_k {o.top_k or 0} mix.", file=sys.stderr)
 
 def _room(model, o):
     "Tokens that a row may have beside the virtual ones; None: any."
