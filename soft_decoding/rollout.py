@@ -909,7 +909,7 @@ def _check_rollout(model, state, steps, plugs, guidance, noise, stopping, select
     if replay is not None and guidance is not None:
         raise ValueError("`replay` says what is fed, and `guidance` too; give one of them.")
     if "log_prob" in keep: _check_scored(plugs)
-    if state.soft is not None: check_fresh(state)
+    check_fresh(state)
     _check_width(plugs.sampling, plugs.mixer, plugs.think)
     if grad and torch.is_inference_mode_enabled():
         raise ValueError("`grad=True` records nothing under `torch.inference_mode()`; call it outside.")
