@@ -929,11 +929,15 @@ def load_problems(
 # %% ../nbs/09_tasks.ipynb #7fab9d96
 def _named(source): return f" in {Path(source).name}" if isinstance(source, (str, Path)) else ""
 
+def _is_empty(value):
+    "Whether there is nothing in a cell; NaN is how tables write that."
+    return value is None or isinstance(value, Real) and value != value or not str(value).strip()
+
 def _row_problem(where, row, prompt, answer, template):
     "One row as a problem; a column `group` names its group."
     _need(where, row, prompt, answer)
     for name in (prompt, answer):
-        if row[name] is None or row[name] != row[name] or not str(row[name]).strip(): raise ValueError(f"{where}: `{name}` is empty.")
+        if _is_empty(row[name]): raise ValueError(f"{where}: `{name}` is empty.")
         if isinstance(row[name], bool) or not isinstance(row[name], (str, Real)):
             raise ValueError(f"{where}: `{name}` must be text or a number, got a {type(row[name]).__name__}.")
     text, (gold, marks) = str(row[prompt]), _gold(where, answer, str(row[answer]).strip())
